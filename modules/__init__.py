@@ -1,0 +1,17 @@
+"""The map of the house. Read upward it is the field itself: noise, families of models, their files, a pipeline, an engine, faces.
+
+                                      launch.py
+              webui/ (tabs, parts, api)          modules/cli.py
+                                   modules/client.py
+                                   modules/engine.py
+                          modules/jobs/    modules/demo/
+                                   modules/pipeline/
+                                   modules/adapters/
+                                 modules/checkpoints/
+                       modules/families/    modules/prompts/
+                       modules/sampling/    modules/imaging/
+                       modules/networks/    modules/core/
+
+A room imports from the floors below it and from itself; two rooms of one floor do not meet. tests/test_house.py keeps this true.
+To follow one picture through the house, begin with modules/pipeline/generate.py.
+"""

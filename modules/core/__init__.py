@@ -1,0 +1,1 @@
+"""The ground: errors, paths, settings, hashes, progress, hardware questions. No neural network, no image, and no torch at import."""

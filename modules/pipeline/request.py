@@ -1,0 +1,128 @@
+"""Requests and results are values: frozen, comparable, and written as JSON. No torch here."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modules.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from modules.core.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One press of the button. No field changes after the engine takes it; a stage that needs another value makes another Request.
+
+    Labels, ranges and infotext names stand in pipeline/parameters.py. "" for a name means: the one chosen in the settings.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    styles: tuple[str, ...] = ()
+    steps: int = 20
+    sampler: str = "DPM++ 2M"
+    scheduler: str = "Automatic"                            # Automatic = the sampler's own
+    cfg_scale: float = 7.0                                  # 1 = no guidance
+    seed: int = -1                                          # -1 = choose one
+    subseed: int = -1
+    subseed_strength: float = 0.0                           # 0..1
+    seed_resize_from_w: int = 0                             # pixels; 0 = off
+    seed_resize_from_h: int = 0
+    width: int = 512                                        # pixels, a multiple of 8 is used
+    height: int = 512
+    batch_size: int = 1                                     # pictures at once
+    n_iter: int = 1                                         # batches
+    checkpoint: str = ""
+    vae: str = ""                                           # "" = settings; "Automatic"; "None" = the checkpoint's own
+    prediction: str = "Auto"                                # Auto, eps, v
+    clip_skip: int = 1
+    eta: float | None = None                                # None = the sampler's own
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = 0.0                                     # 0 = no upper end
+    s_noise: float = 1.0
+    eta_noise_seed_delta: int = 0                           # ENSD
+    randn_source: str = "NV"                                # NV, CPU, GPU (= NV, decisions.md 1)
+    emphasis: str = "Original"                              # Original, No norm, Ignore, None
+    comma_padding_backtrack: int = 20                       # tokens
+    schedule_rho: float = 0.0                               # 0 = the schedule's own
+    schedule_sigma_min: float = 0.0                         # 0 = the model's own
+    schedule_sigma_max: float = 0.0
+    discard_penultimate_sigma: bool = False
+    sgm_noise_multiplier: bool = False
+    deterministic: bool = False                             # one picture at a time: bit-identical in any batch
+    image_format: str = "png"                               # png, jpg, webp
+    extra: Mapping[str, Any] = field(default_factory=dict)  # values of extensions' controls, by extension name
+    notes: Mapping[str, Any] = field(default_factory=dict)  # extra infotext pairs
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from a default `Request()`, as JSON values; `from_json` gives an equal Request."""
+        plain = Request()
+        out = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if value != getattr(plain, item.name):
+                out[item.name] = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+        return out
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Request:
+        """Raises RequestError for a field that no Request has."""
+        names = {item.name for item in dataclasses.fields(Request)}
+        for name in values:
+            if name not in names:
+                raise RequestError(f"A request has no field “{name}”; it was made by another version of Easel.", field=name)
+        return Request(**{name: tuple(value) if name == "styles" else value for name, value in values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One finished picture. `file` holds the encoded bytes that go to disk and to the API alike."""
+
+    index: int                                              # 0-based within the job
+    seed: int
+    subseed: int
+    prompt: str                                             # after styles, with tags and editing syntax
+    negative_prompt: str
+    image: Image.Image
+    infotext: str = ""
+    record: Mapping[str, Any] = field(default_factory=dict)  # provenance, see pipeline/provenance.py
+    complete: bool = True                                   # False: interrupted before the last step
+    file: bytes = b""
+    sha256: str = ""                                        # of `file`
+    path: Path | None = None                                # where it was saved; None = in the spool only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a job gave. warnings: sentences for the user (a file not found, an extension that failed)."""
+
+    request: Request
+    pictures: tuple[Picture, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """All that the spine may use; the engine fills it for each job. Nothing below asks for more.
+
+    models: checkpoints.residency.Residency: `with models.borrow(request.checkpoint, request.vae, request.prediction) as model`.
+    deliver: saves one picture and commits it to the store, and returns it with `file`, `sha256` and `path` filled.
+    done: indices already delivered (a job that is taken up again).
+    """
+
+    settings: Mapping[str, Any]
+    models: Any
+    adapters: Any
+    upscalers: Any
+    styles: Mapping[str, Any]
+    extensions: tuple[Any, ...]
+    progress: Progress
+    done: frozenset[int]
+    deliver: Callable[[Picture], Picture]
