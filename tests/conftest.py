@@ -1,0 +1,33 @@
+"""What every test stands on: one torch thread (the machines are small, and sums keep their order) and no network."""
+import os
+import socket
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="also run what is too long for every run")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--nightly"):
+        for item in items:
+            if "nightly" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="nightly only"))
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A test that reaches beyond this machine fails."""
+    connect = socket.socket.connect
+
+    def local_only(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
+            raise OSError(f"A test tried to reach {address}; tests stay on this machine.")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
