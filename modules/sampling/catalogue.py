@@ -1,0 +1,153 @@
+"""Samplers and schedules as users know them: names, aliases, defaults. Facts only, without torch; functions by dotted name.
+
+A new sampler is one function in samplers/ and one entry here; a new schedule one function in schedule.py and one entry here.
+"""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from modules.core.errors import NotFoundError
+
+CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerEntry:
+    """One sampler of the menu.
+
+    order: of its error in the step length on the noise-free equation; None for a method that is judged by its distribution instead.
+    start: what the first latent is made of noise by: "ve" = noise * sigma, "vp" = noise * sqrt(1 + sigma^2), see denoise.first_latent.
+    own_schedule: the internal name of the only schedule this sampler can walk ("" = any).
+    eta_option: the setting that holds its eta when the request names none ("" = it has no eta).
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    function: str                                           # "module:function", called by the law of samplers/__init__.py
+    knobs: tuple[str, ...] = ()
+    fixed: tuple[tuple[str, object], ...] = ()              # arguments that make this entry out of a shared function
+    order: int | None = None
+    default_schedule: str | None = None                     # internal name; None = Uniform, shown as Automatic
+    second_order: bool = False                              # two model calls a step: prompt editing counts twice as many calls
+    uses_ensd: bool = False                                 # its infotext names the ENSD setting
+    brownian: bool = False                                  # noise from a Brownian path instead of the pictures' generators
+    discard: bool = False                                   # the smallest level of the ladder is left out
+    solver_type: str = ""
+    default_eta: float = 0.0
+    eta_option: Literal["", "eta_ancestral", "eta_ddim"] = ""
+    start: Literal["ve", "vp"] = "ve"
+    own_schedule: str = ""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The facts in the form the API lists them: strings to strings."""
+        flags = {"discard_next_to_last_sigma": self.discard, "uses_ensd": self.uses_ensd,
+                 "second_order": self.second_order, "brownian_noise": self.brownian}
+        named = {"scheduler": self.default_schedule or "", "solver_type": self.solver_type}
+        found = {"scheduler": named["scheduler"], **{name: "True" if on else "" for name, on in flags.items()}, "solver_type": named["solver_type"]}
+        return {name: value for name, value in found.items() if value}
+
+    def calls(self, steps: int) -> int:
+        """Model calls that prompt editing and progress count for so many steps."""
+        return steps * (2 if self.second_order else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleEntry:
+    """One schedule of the menu. default_rho -1 = it has no rho; need_inner_model: it reads the model's own table of noise levels."""
+
+    name: str                                               # internal
+    label: str
+    function: str = ""                                      # "" only for Automatic
+    aliases: tuple[str, ...] = ()
+    default_rho: float = -1.0
+    need_inner_model: bool = False
+
+
+SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of the menu
+    SamplerEntry(name="DPM++ 2M", aliases=("k_dpmpp_2m",), function="modules.sampling.samplers.dpmpp:dpmpp_2m", order=2,
+                 default_schedule="karras"),
+    SamplerEntry(name="DPM++ 2M SDE", aliases=("k_dpmpp_2m_sde",), function="modules.sampling.samplers.dpmpp:dpmpp_2m_sde",
+                 knobs=("eta", "s_noise"), fixed=(("solver_type", "midpoint"),), default_schedule="exponential", brownian=True,
+                 default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="DPM++ 2M SDE Heun", aliases=("k_dpmpp_2m_sde_heun",), function="modules.sampling.samplers.dpmpp:dpmpp_2m_sde",
+                 knobs=("eta", "s_noise"), fixed=(("solver_type", "heun"),), solver_type="heun", default_schedule="exponential", brownian=True,
+                 default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="Euler a", aliases=("k_euler_a", "k_euler_ancestral"), function="modules.sampling.samplers.euler:euler_ancestral",
+                 knobs=("eta",), uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="Euler", aliases=("k_euler",), function="modules.sampling.samplers.euler:euler", knobs=CHURN, order=1),
+    SamplerEntry(name="Heun", aliases=("k_heun",), function="modules.sampling.samplers.heun:heun", knobs=CHURN, order=2, second_order=True),
+    SamplerEntry(name="DDIM", aliases=("ddim",), function="modules.sampling.samplers.ddim:ddim", knobs=("eta",), order=1,
+                 eta_option="eta_ddim", start="vp", own_schedule="ddim_timesteps"),
+)
+
+SCHEDULES: tuple[ScheduleEntry, ...] = (                    # in the order of the menu
+    ScheduleEntry(name="automatic", label="Automatic"),
+    ScheduleEntry(name="uniform", label="Uniform", function="modules.sampling.schedule:uniform", need_inner_model=True),
+    ScheduleEntry(name="karras", label="Karras", function="modules.sampling.schedule:karras", default_rho=7.0),
+    ScheduleEntry(name="exponential", label="Exponential", function="modules.sampling.schedule:exponential"),
+    ScheduleEntry(name="polyexponential", label="Polyexponential", function="modules.sampling.schedule:polyexponential", default_rho=1.0),
+    ScheduleEntry(name="sgm_uniform", label="SGM Uniform", function="modules.sampling.schedule:sgm_uniform", aliases=("SGMUniform",),
+                  need_inner_model=True),
+    ScheduleEntry(name="kl_optimal", label="KL Optimal", function="modules.sampling.schedule:kl_optimal"),
+    ScheduleEntry(name="simple", label="Simple", function="modules.sampling.schedule:simple", need_inner_model=True),
+    ScheduleEntry(name="normal", label="Normal", function="modules.sampling.schedule:normal", need_inner_model=True),
+    ScheduleEntry(name="ddim", label="DDIM", function="modules.sampling.schedule:ddim", need_inner_model=True),
+    ScheduleEntry(name="turbo", label="Turbo", function="modules.sampling.schedule:turbo", need_inner_model=True),
+)
+
+
+def sampler(name: str) -> SamplerEntry:
+    """The sampler of that name or alias, upper or lower case. Raises NotFoundError (status 400) that offers the nearest names."""
+    for entry in SAMPLERS:
+        if _same(name, (entry.name, *entry.aliases)):
+            return entry
+    raise _unknown("Sampler", name, [entry.name for entry in SAMPLERS])
+
+
+def schedule(name: str) -> ScheduleEntry:
+    """The schedule of that label, internal name or alias, upper or lower case. Raises NotFoundError (status 400) with the nearest labels."""
+    for entry in SCHEDULES:
+        if _same(name, (entry.label, entry.name, *entry.aliases)):
+            return entry
+    raise _unknown("Scheduler", name, [entry.label for entry in SCHEDULES])
+
+
+def resolve(sampler_name: str | None, scheduler: str | None = None, *, report_default: bool = True) -> tuple[str, str]:
+    """The sampler's name and the schedule's label meant by the two texts a user, a file or an API client wrote.
+
+    "DPM++ 2M Karras" is the sampler "DPM++ 2M" on the schedule "Karras", and that suffix beats `scheduler`. No sampler name means the first
+    sampler; no or an unknown scheduler means Automatic, as clients rely on (ask `schedule` to know whether it exists). With report_default a
+    schedule that is the sampler's own anyway is given as "Automatic". Raises NotFoundError (status 400) for an unknown sampler.
+    """
+    name = (sampler_name or "").strip() or SAMPLERS[0].name
+    label = next((entry.label for entry in SCHEDULES if _same(scheduler or "", (entry.label, entry.name, *entry.aliases))), SCHEDULES[0].label)
+    if not any(_same(name, (entry.name, *entry.aliases)) for entry in SAMPLERS):
+        name, label = _split(name, label)
+    entry = sampler(name)
+    if report_default and schedule(label).name == entry.default_schedule:
+        label = SCHEDULES[0].label
+    return entry.name, label
+
+
+def _split(name: str, label: str) -> tuple[str, str]:
+    """"DPM++ 2M Karras", "" -> "DPM++ 2M", "Karras"; unchanged when no schedule's name stands at the end."""
+    for entry in SCHEDULES:
+        for text in (entry.label, entry.name, *entry.aliases):
+            if name.lower().endswith(" " + text.lower()):
+                return name[: -len(text) - 1].strip(), entry.label
+    return name, label
+
+
+def _same(name: str, names: Iterable[str]) -> bool:
+    return name.strip().lower() in {other.lower() for other in names}
+
+
+def _unknown(what: str, name: str, names: list[str]) -> NotFoundError:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    error = NotFoundError(f"{what} not found: {name[:80]}. Did you mean {', '.join(near)}?")
+    error.status = 400
+    return error
