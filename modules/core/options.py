@@ -92,7 +92,8 @@ OPTIONS = (
     Option("add_vae_hash_to_info", True, "Write the VAE's hash", INFO),
     Option("add_version_to_infotext", True, "Write the version of Easel", INFO),
     Option("disable_weights_auto_swap", True, "Pasting a text does not change the model", INFO),
-    Option("infotext_styles", "Apply if any", "Styles found in a pasted prompt", INFO, choices=("Ignore", "Apply", "Discard", "Apply if any")),
+    Option("infotext_styles", "Apply if any", "Styles found in a pasted prompt", INFO,
+           choices=("Ignore", "Apply", "Discard", "Apply if any")),
 
     Option("live_previews_enable", True, "Show live previews", PREVIEW),
     Option("live_previews_image_format", "png", "Format of previews", PREVIEW, choices=("jpeg", "png", "webp")),
