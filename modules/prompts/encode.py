@@ -1,0 +1,183 @@
+"""Chunks of tokens to Conditioning. Each text alone: its means and its length never see another picture's text."""
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from modules.prompts.timeline import PromptProgram, Schedule
+from modules.prompts.tokens import Chunk, Tokenizer, chunks
+from modules.sampling.conditioning import Conditioning
+
+AT_ONCE = 64                                                # chunks in one call of a tower; bounds its memory
+
+
+class TextTower(Protocol):
+    """A text encoder of any family."""
+
+    pad_id: int                                             # what stands behind the first end token
+    width: int                                              # channels it gives
+
+    def encode(self, ids: Tensor, skip: int) -> Tensor:
+        """ids (B, 77) int64; skip = clip skip, 1 = the last layer. Returns (B, 77, width)."""
+        ...
+
+
+def encode(text: str, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1, emphasis: str = "Original",
+           comma_padding_backtrack: int = 20, device: torch.device | str = "cpu") -> Conditioning:
+    """One text through every tower, side by side: cross (1, 77 * chunks, sum of widths) float32.
+
+    Raises PromptError or RequestError as `tokens.chunks` does.
+    """
+    found = chunks(text, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack)
+    with torch.no_grad():
+        sides = [_through(tower, found, clip_skip, emphasis, device) for tower in towers]
+    return Conditioning(cross=torch.cat(sides, dim=2).reshape(1, len(found) * 77, -1))
+
+
+def _through(tower: TextTower, found: Sequence[Chunk], clip_skip: int, emphasis: str, device: torch.device | str) -> Tensor:
+    """(chunks, 77, width) float32, weighed."""
+    ids = torch.tensor([chunk.padded(tower.pad_id) for chunk in found], dtype=torch.int64, device=device)
+    z = torch.cat([tower.encode(some, clip_skip).float() for some in ids.split(AT_ONCE)])
+    if all(chunk.plain for chunk in found):
+        return z
+    weights = torch.tensor([chunk.weights for chunk in found], dtype=torch.float32, device=z.device)
+    return emphasised(z, weights, emphasis)
+
+
+def emphasised(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
+    """z (B, 77, C) times weights (B, 77). "Original" then gives every chunk its former mean back; "Ignore" and "None" leave z."""
+    if emphasis in ("Ignore", "None"):
+        return z
+    weighed = z * weights[:, :, None]
+    if emphasis == "No norm":
+        return weighed
+    ratio = z.mean(dim=(1, 2), keepdim=True) / weighed.mean(dim=(1, 2), keepdim=True)
+    return weighed * torch.where(ratio.isfinite(), ratio, torch.ones_like(ratio))
+
+
+def pad_to(cond: Conditioning, tokens: int, empty: Conditioning) -> Conditioning:
+    """Fill up to `tokens` (a multiple of 77) with the encoding of the empty text; longer ones stay as they are."""
+    assert cond.cross is not None and empty.cross is not None
+    missing = (tokens - cond.cross.shape[1]) // empty.cross.shape[1]
+    if missing <= 0:
+        return cond
+    rows = cond.cross.shape[0]
+    return replace(cond, cross=torch.cat([cond.cross, empty.cross.expand(rows, -1, -1).repeat(1, missing, 1)], dim=1))
+
+
+def repeat_last(cond: Conditioning, tokens: int) -> Conditioning:
+    """Fill up to `tokens` with the last vector, as the parts of AND are brought to one length."""
+    assert cond.cross is not None
+    missing = tokens - cond.cross.shape[1]
+    if missing <= 0:
+        return cond
+    return replace(cond, cross=torch.cat([cond.cross, cond.cross[:, -1:].expand(-1, missing, -1)], dim=1))
+
+
+class EncodeCache:
+    """The conditionings used last, found by what they were made of. One owner (the engine); safe in threads."""
+
+    def __init__(self, limit: int = 64 * 2**20) -> None:
+        """limit: bytes of tensors kept."""
+        self.limit = limit
+        self._kept: OrderedDict[Hashable, Conditioning] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def find(self, key: Hashable, make: Callable[[], Conditioning]) -> Conditioning:
+        """What lies under the key, or make() (not kept if it raises)."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        made = make()
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = made
+                self._bytes += _bytes(made)
+            while self._bytes > self.limit and self._kept:
+                self._bytes -= _bytes(self._kept.popitem(last=False)[1])
+        return made
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def _bytes(cond: Conditioning) -> int:
+    return sum(t.nbytes for t in (cond.cross, cond.vector, cond.concat, cond.label) if t is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """A schedule whose texts are encoded. All have one length; equal texts are one object."""
+
+    ends: tuple[int, ...]
+    conds: tuple[Conditioning, ...]
+
+    def at(self, call: int) -> Conditioning:
+        return self.conds[min(bisect_left(self.ends, call), len(self.ends) - 1)]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A PromptProgram as conditioning. The parts have one length among them; the negative prompt has its own."""
+
+    parts: tuple[tuple[float, Timed], ...]
+    negative: Timed
+
+    def at(self, call: int) -> tuple[tuple[tuple[float, Conditioning], ...], Conditioning]:
+        """((weight, cond) of each part of AND, uncond) of one denoiser call (from 0), every cross (1, T, C)."""
+        return tuple((weight, timed.at(call)) for weight, timed in self.parts), self.negative.at(call)
+
+
+def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1,
+                   emphasis: str = "Original", comma_padding_backtrack: int = 20, device: torch.device | str = "cpu",
+                   cache: EncodeCache | None = None, identity: Hashable = None) -> Encoded:
+    """Every text of the program, each encoded once and alone.
+
+    The steps of one schedule are filled with empty chunks to its own longest, the parts of AND by their last vector.
+    identity: what the towers are (checkpoint hash, adapters on it, dtype); part of the cache's key.
+    """
+    cache = cache or EncodeCache()
+
+    def encoded(text: str) -> Conditioning:
+        key = (text, clip_skip, emphasis, comma_padding_backtrack, str(device), identity)
+        return cache.find(key, lambda: encode(
+            text, towers, tokenizer, clip_skip=clip_skip, emphasis=emphasis,
+            comma_padding_backtrack=comma_padding_backtrack, device=device))
+
+    parts = [(part.weight, _timed(part.times, encoded)) for part in program.parts]
+    tokens = max(timed.conds[0].cross.shape[1] for _, timed in parts)
+    return Encoded(
+        tuple((weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts),
+        _timed(program.negative, encoded))
+
+
+def _timed(times: Schedule, encoded: Callable[[str], Conditioning]) -> Timed:
+    """The schedule encoded; shorter texts filled with empty chunks."""
+    known = {text: encoded(text) for _, text in times}
+    timed = Timed(tuple(end for end, _ in times), tuple(known[text] for _, text in times))
+    tokens = _lengths(known.values())
+    return timed if len(tokens) == 1 else _each(timed, lambda cond: pad_to(cond, max(tokens), encoded("")))
+
+
+def _lengths(conds: Iterable[Conditioning]) -> set[int]:
+    return {cond.cross.shape[1] for cond in conds}
+
+
+def _each(timed: Timed, change: Callable[[Conditioning], Conditioning]) -> Timed:
+    """Change every conditioning once, however many steps use it."""
+    changed = {id(cond): change(cond) for cond in timed.conds}
+    return Timed(timed.ends, tuple(changed[id(cond)] for cond in timed.conds))

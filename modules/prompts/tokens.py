@@ -1,0 +1,176 @@
+"""Words to numbers: the byte-pair vocabulary of CLIP, and chunks of 75 tokens with a weight for each.
+
+Sennrich et al. 2016, arXiv:1508.07909 (byte pairs); Radford et al. 2021, arXiv:2103.00020 (the vocabulary). No torch here.
+"""
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
+
+from modules.core.errors import NotFoundError, RequestError
+from modules.prompts import grammar, tags, timeline
+
+EMPHASIS = ("Original", "No norm", "Ignore", "None")
+START, END = 49406, 49407
+CHUNK = 75                                                  # tokens of text; start and end make 77
+MERGES = 48894                                              # of the published file only so many are used
+VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
+
+# One word is: a special mark, an English ending, letters, one digit, or other signs.
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def vocabulary_file() -> Path:
+    """The vocabulary inside the open-clip-torch package, found without importing it. Raises NotFoundError."""
+    spec = importlib.util.find_spec("open_clip")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        file = Path(folder) / VOCABULARY_FILE
+        if file.is_file():
+            return file
+    raise NotFoundError("The CLIP vocabulary is missing; install it with: pip install open-clip-torch")
+
+
+def read_vocabulary(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """(token -> id, merges in order): 256 bytes, the same at a word's end, 48,894 merges, 2 marks = 49,408 tokens.
+
+    Raises NotFoundError if the file is not the published vocabulary.
+    """
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            merges = [tuple(line.split()) for line in islice(lines, 1, 1 + MERGES)]      # line 0 names the version
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise NotFoundError(f"The CLIP vocabulary {file} cannot be read; install it again: pip install open-clip-torch") from error
+    if len(merges) != MERGES or any(len(merge) != 2 for merge in merges):
+        raise NotFoundError(f"The CLIP vocabulary {file} is damaged; install it again: pip install open-clip-torch")
+    letters = _byte_letters()
+    names = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
+    return {name: number for number, name in enumerate(names)}, merges
+
+
+def _byte_letters() -> list[str]:
+    """A visible character for each byte, in the vocabulary's order: the visible Latin-1 ones, then the others from U+0100."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(byte) for byte in visible] + [chr(256 + n) for n in range(256 - len(visible))]
+
+
+class Tokenizer:
+    """CLIP's tokeniser. Holds the vocabulary (some 10 MB), so make one and hand it on. Safe in threads."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        vocabulary, merges = read_vocabulary(file or vocabulary_file())
+        bpe = tokenizers.models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+        self._bpe = tokenizers.Tokenizer(bpe)
+        self._bpe.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
+        self._bpe.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        self._bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+        self.comma = vocabulary[",</w>"]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of any length, without start and end. The text must have passed `grammar.check`."""
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+    def words(self, ids: list[int]) -> list[str]:
+        """The vocabulary's names of these ids, such as "cat</w>"."""
+        return [self._bpe.id_to_token(number) or "" for number in ids]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """77 ids with 77 weights: start, up to 75 tokens of text, end. Padding is written as end tokens, its weight is 1."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    used: int = 0                                           # tokens of text
+
+    def padded(self, pad_id: int) -> tuple[int, ...]:
+        """The ids as a tower wants them: pad_id behind the first end token."""
+        first_end = self.ids.index(END)
+        return self.ids[:first_end + 1] + (pad_id,) * (len(self.ids) - first_end - 1)
+
+    @property
+    def plain(self) -> bool:
+        return all(weight == 1 for weight in self.weights)
+
+
+def chunks(text: str, tokenizer: Tokenizer, *, emphasis: str = "Original", comma_padding_backtrack: int = 20) -> tuple[Chunk, ...]:
+    """The text in chunks of 75 tokens, at least one.
+
+    emphasis: one of EMPHASIS; under "None" brackets and BREAK are words like any other.
+    comma_padding_backtrack: where a full chunk would cut a phrase, what follows a comma at most so many tokens back
+    moves on; 0 = off. Raises RequestError for an unknown emphasis, PromptError for text that cannot be read.
+    """
+    if emphasis not in EMPHASIS:
+        raise RequestError(f"Emphasis “{emphasis}” does not exist; use one of: {', '.join(EMPHASIS)}.", "emphasis")
+    grammar.check(text)
+    writer = _Writer(tokenizer.comma, comma_padding_backtrack)
+    for piece in (grammar.Piece(text, 1.0),) if emphasis == "None" else grammar.attention(text):
+        if piece == grammar.BREAK:
+            writer.turn()
+            continue
+        for token in tokenizer.ids(piece.text):
+            writer.add(token, piece.weight)
+    return writer.finished()
+
+
+class _Writer:
+    """The chunk being filled, and where its last comma stands."""
+
+    def __init__(self, comma: int, backtrack: int) -> None:
+        self.comma, self.backtrack = comma, backtrack
+        self.full: list[Chunk] = []
+        self.ids: list[int] = []
+        self.weights: list[float] = []
+        self.last_comma = -1
+
+    def add(self, token: int, weight: float) -> None:
+        if token == self.comma:
+            self.last_comma = len(self.ids)
+        elif len(self.ids) == CHUNK and 0 <= self.last_comma and CHUNK - self.last_comma <= self.backtrack:
+            cut = self.last_comma + 1
+            ids, weights = self.ids[cut:], self.weights[cut:]
+            del self.ids[cut:], self.weights[cut:]
+            self.turn()
+            self.ids, self.weights = ids, weights
+        if len(self.ids) == CHUNK:
+            self.turn()                                     # also forgets a comma that opens the next chunk
+        self.ids.append(token)
+        self.weights.append(weight)
+
+    def turn(self) -> None:
+        """Pad the chunk and begin the next one."""
+        used = len(self.ids)
+        self.full.append(Chunk(
+            (START, *self.ids, *[END] * (CHUNK - used + 1)), (1.0, *self.weights, *[1.0] * (CHUNK - used + 1)), used))
+        self.ids, self.weights, self.last_comma = [], [], -1
+
+    def finished(self) -> tuple[Chunk, ...]:
+        if self.ids or not self.full:
+            self.turn()
+        return tuple(self.full)
+
+
+def count(text: str, tokenizer: Tokenizer, *, steps: int = 20, negative: bool = False, emphasis: str = "Original",
+          comma_padding_backtrack: int = 20, comments: bool = True) -> tuple[int, int]:
+    """(tokens, next multiple of 75) as shown beside the prompt: of its longest part at its longest step.
+
+    A chunk that was broken off counts as 75. comments: # lines are not counted. Tags and AND are only read in the positive prompt.
+    """
+    grammar.check(text, "negative_prompt" if negative else "prompt")
+    if comments:
+        text = grammar.without_comments(text)
+    parts = ((text, 1.0),) if negative else grammar.split_and(tags.extract(text)[0])
+    texts = {step for part, _ in parts for _, step in timeline.schedule(part, steps)}
+    most = 0
+    for step in texts:
+        found = chunks(step, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack)
+        most = max(most, CHUNK * (len(found) - 1) + found[-1].used)
+    return most, CHUNK * max(1, -(-most // CHUNK))
