@@ -33,24 +33,19 @@ QUOTE_OR_ESCAPE = re.compile(r'["\\]')
 class Facts:
     """What the text says about one picture and its Request does not.
 
-    schedule: the label of the ladder that was used. hashes: 10 hex digits, "" = not known. The VAE is named only when it is not
-    the checkpoint's own. uses_ensd, discards, knobs, default_eta: the sampler's facts from the catalogue (default_eta None = has
-    no eta, 0 = a timestep sampler). notes: pairs that only this picture has (hashes of its networks).
+    schedule: the label of the ladder that was used, "" = as the catalogue has it. Hashes: 10 hex digits, "" = not known. The VAE is
+    named only when it is not the checkpoint's own. notes: pairs that only this picture has (hashes of its networks).
     """
 
     seed: int
     subseed: int
     prompt: str
     negative_prompt: str
-    schedule: str
-    model_name: str = ""
+    schedule: str = ""
+    model_name: str = ""                                    # without ending
     model_hash: str = ""
-    vae_name: str = ""
+    vae_name: str = ""                                      # with ending
     vae_hash: str = ""
-    uses_ensd: bool = False
-    discards: bool = False
-    knobs: tuple[str, ...] = ()
-    default_eta: float | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
     user: str = ""
     version: str = VERSION
@@ -59,7 +54,10 @@ class Facts:
 # ---- writing
 
 def write(request: Request, facts: Facts) -> str:
-    """The text of one picture. A pair of `notes` whose key the line cannot hold is left out (the record has it)."""
+    """The text of one picture. A pair of `notes` whose key the line cannot hold is left out (the record has it).
+
+    Raises NotFoundError for a sampler that the catalogue does not have.
+    """
     lines = [facts.prompt]
     if facts.negative_prompt:
         lines.append(f"{NEGATIVE} {facts.negative_prompt}")
@@ -67,14 +65,24 @@ def write(request: Request, facts: Facts) -> str:
     return "\n".join(lines).strip()
 
 
+def schedule_used(request: Request) -> str:
+    """The label of the schedule that a request walks: Automatic becomes the sampler's own where that has a name."""
+    own = catalogue.sampler(request.sampler).default_schedule
+    if request.scheduler == "Automatic" and own:
+        return catalogue.schedule(own).label
+    return request.scheduler
+
+
 def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
     """Key -> value in the order of the line; None = not written."""
+    entry = catalogue.sampler(request.sampler)
+    schedule = facts.schedule or schedule_used(request)
     resized = request.seed_resize_from_w > 0 and request.seed_resize_from_h > 0
     varied = request.subseed_strength != 0
     pairs: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": request.sampler,
-        "Schedule type": facts.schedule,
+        "Schedule type": schedule,
         "CFG scale": request.cfg_scale,
         "Seed": facts.seed,
         "Size": f"{request.width}x{request.height}",
@@ -86,48 +94,40 @@ def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
         "Variation seed strength": request.subseed_strength if varied else None,
         "Seed resize from": f"{request.seed_resize_from_w}x{request.seed_resize_from_h}" if resized else None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        "ENSD": request.eta_noise_seed_delta if _ensd_matters(request, facts) else None,
+        "ENSD": request.eta_noise_seed_delta if entry.uses_ensd and request.eta_noise_seed_delta and request.eta != 0 else None,
         "RNG": "CPU" if request.randn_source == "CPU" else "NV",
     }
     for key, value in {**request.notes, **facts.notes}.items():
         if is_key(key) and key not in ("Version", "User"):
             pairs[key] = value                              # a key that stands above keeps its place
-    pairs |= _extras(request, facts)
+    weighted = any(mark in facts.prompt + facts.negative_prompt for mark in "([")
+    pairs["Emphasis"] = request.emphasis if request.emphasis != "Original" and weighted else None
+    pairs |= _sampling_pairs(request, entry, named=schedule not in ("", "Automatic"))
     pairs["Version"] = facts.version or None
     pairs["User"] = facts.user or None
     return pairs
 
 
-def _ensd_matters(request: Request, facts: Facts) -> bool:
-    eta = _eta(request, facts)
-    return request.eta_noise_seed_delta != 0 and facts.uses_ensd and (1.0 if eta is None else eta) != 0
+def _sampling_pairs(request: Request, entry: catalogue.SamplerEntry, *, named: bool) -> dict[str, Any]:
+    """Settings of the ladder (where its schedule has a name) and of the sampler (where it knows them), if not the usual ones."""
+    timesteps = entry.eta_option == "eta_ddim"
+    usual_eta = 0.0 if timesteps else 1.0
 
-
-def _eta(request: Request, facts: Facts) -> float | None:
-    return request.eta if request.eta is not None else facts.default_eta
-
-
-def _extras(request: Request, facts: Facts) -> dict[str, Any]:
-    weighted = any(mark in facts.prompt + facts.negative_prompt for mark in "([")
-    named = facts.schedule not in ("", "Automatic")
-    eta = request.eta if facts.default_eta is not None and request.eta != facts.default_eta else None
-
-    def churn(knob: str, default: float) -> float | None:
-        value = getattr(request, knob)
-        return value if knob in facts.knobs and value != default else None
+    def knob(name: str, usual: float) -> float | None:
+        value = getattr(request, name)
+        return value if name in entry.knobs and value != usual else None
 
     return {
-        "Emphasis": request.emphasis if request.emphasis != "Original" and weighted else None,
-        "Discard penultimate sigma": True if request.discard_penultimate_sigma and not facts.discards else None,
-        "Schedule min sigma": request.schedule_sigma_min or None if named else None,
-        "Schedule max sigma": request.schedule_sigma_max or None if named else None,
-        "Schedule rho": request.schedule_rho or None if named else None,
+        "Discard penultimate sigma": True if request.discard_penultimate_sigma and not entry.discard else None,
+        "Schedule min sigma": (request.schedule_sigma_min or None) if named else None,
+        "Schedule max sigma": (request.schedule_sigma_max or None) if named else None,
+        "Schedule rho": (request.schedule_rho or None) if named else None,
         "SGM noise multiplier": True if request.sgm_noise_multiplier else None,
-        "Eta DDIM" if facts.default_eta == 0 else "Eta": eta,
-        "Sigma churn": churn("s_churn", 0.0),
-        "Sigma tmin": churn("s_tmin", 0.0),
-        "Sigma tmax": churn("s_tmax", 0.0),
-        "Sigma noise": churn("s_noise", 1.0),
+        "Eta DDIM" if timesteps else "Eta": request.eta if entry.eta_option and request.eta != usual_eta else None,
+        "Sigma churn": knob("s_churn", 0.0),
+        "Sigma tmin": knob("s_tmin", 0.0),
+        "Sigma tmax": knob("s_tmax", 0.0),
+        "Sigma noise": knob("s_noise", 1.0),
     }
 
 
