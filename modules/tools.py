@@ -1,0 +1,281 @@
+"""`engine.tools`: named questions that the faces ask, and small errands. Everything here answers with plain values.
+
+`Library` keeps the lists that are read from disk (models, styles, vocabulary), each made when it is first asked for.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modules.core.errors import NotFoundError, SettingsError, WebUIError
+from modules.core.hashing import Hashes
+from modules.core.options import BY_KEY
+from modules.core.paths import Paths
+from modules.core.settings import Settings, SettingsFile, as_json, option
+from modules.imaging import metadata
+from modules.jobs.delivery import Delivery
+from modules.jobs.job import Job
+from modules.jobs.store import JobRow, Store
+from modules.pipeline import infotext, parameters
+from modules.pipeline.request import Request
+from modules.sampling import catalogue
+
+
+class Library:
+    """The user's files as lists. Any thread may ask; nothing is read before."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._lock = threading.RLock()
+        self._shelf: Any = None
+        self._tokenizer: Any = None
+
+    @property
+    def shelf(self) -> Any:
+        """checkpoints.shelf.Shelf"""
+        with self._lock:
+            if self._shelf is None:
+                from modules.checkpoints.shelf import Shelf     # kept off the start
+                self._shelf = Shelf(self._paths, Hashes(self._paths.hashes_file))
+            return self._shelf
+
+    @property
+    def tokenizer(self) -> Any:
+        """prompts.tokens.Tokenizer"""
+        with self._lock:
+            if self._tokenizer is None:
+                from modules.prompts.tokens import Tokenizer    # loads the vocabulary
+                self._tokenizer = Tokenizer()
+            return self._tokenizer
+
+    def styles(self) -> dict[str, Any]:
+        """Style by name, as the styles file has them now."""
+        from modules.prompts import styles                      # peers of prompts may load torch
+        return {style.name: style for style in styles.read(self._paths.styles_file)}
+
+    def choose_checkpoint(self, asked: str, chosen: str) -> tuple[str, tuple[str, ...]]:
+        """The name of the checkpoint to use, and sentences about a replacement.
+
+        asked: by the request, must exist; chosen: in the settings, gives way to the built-in or first model when it is gone.
+        Raises NotFoundError.
+        """
+        if asked:
+            return self.shelf.find_checkpoint(asked).name, ()
+        if chosen:
+            try:
+                return self.shelf.find_checkpoint(chosen).name, ()
+            except NotFoundError:
+                entry = self._first()
+                return entry.name, (f"The checkpoint “{chosen}” of the settings is not there any more; {entry.name} was used.",)
+        return self._first().name, ()
+
+    def _first(self) -> Any:
+        entries = self.shelf.checkpoints()
+        if not entries:
+            folder = self._paths.checkpoints[0]
+            raise NotFoundError(f"There is no model to draw with; put a .safetensors checkpoint into {folder}.")
+        builtin = [entry for entry in entries if Path(entry.path) in self._paths.builtin_models]
+        return (builtin or list(entries))[0]
+
+    def choose_vae(self, name: str) -> str:
+        """"Automatic", "None" or the name of a VAE file on the shelf. Raises NotFoundError."""
+        if name in ("", "Automatic", "None"):
+            return name or "Automatic"
+        return self.shelf.find_vae(name).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a picture file tells. request: the Request fields that its text names (without a record: as far as A1111's text goes)."""
+
+    infotext: str                                           # "" when it has none
+    fields: Mapping[str, str]                               # raw labels and values of the text
+    request: Mapping[str, Any]
+    record: Mapping[str, Any] | None                        # the provenance record, if the file carries one
+    items: Mapping[str, str]                                # other metadata
+    width: int
+    height: int
+    format: str
+
+
+class Tools:
+    """The engine's named questions; see each docstring. Made by the engine."""
+
+    def __init__(self, paths: Paths, settings: SettingsFile, library: Library, store: Store, delivery: Delivery,
+                 submit: Callable[..., Job], model_chosen: Callable[[], None]) -> None:
+        self._paths = paths
+        self._settings = settings
+        self._library = library
+        self._store = store
+        self._delivery = delivery
+        self._submit = submit
+        self._model_chosen = model_chosen
+
+    # ---- lists
+
+    def samplers(self) -> tuple[catalogue.SamplerEntry, ...]:
+        """In the menu's order; each has name, aliases and `api_options`."""
+        return catalogue.SAMPLERS
+
+    def schedulers(self) -> tuple[catalogue.ScheduleEntry, ...]:
+        """In the menu's order, "Automatic" first; each has name, label, aliases, default_rho, need_inner_model."""
+        return catalogue.SCHEDULES
+
+    def checkpoints(self, refresh: bool = False) -> tuple[Any, ...]:
+        """The shelf's entries: path, name, title, model_name, sha256, shorthash, metadata. refresh: look at the folders again."""
+        if refresh:
+            self._library.shelf.refresh()
+        return tuple(self._library.shelf.checkpoints())
+
+    def checkpoint(self) -> Any | None:
+        """The entry that a request without a checkpoint will use; None when there is no model at all."""
+        try:
+            name, _ = self._library.choose_checkpoint("", self.settings()["sd_model_checkpoint"])
+        except NotFoundError:
+            return None
+        return self._library.shelf.find_checkpoint(name)
+
+    def vaes(self, refresh: bool = False) -> tuple[Any, ...]:
+        """The VAE files' entries. "Automatic" and "None" are always possible and not listed."""
+        if refresh:
+            self._library.shelf.refresh()
+        return tuple(self._library.shelf.vaes())
+
+    def styles(self) -> tuple[Any, ...]:
+        """The styles of styles.csv in its order: name, prompt, negative_prompt."""
+        return tuple(self._library.styles().values())
+
+    def choices(self, field: str) -> tuple[str, ...]:
+        """What a menu for this Request field shows; () for a field that is no choice."""
+        named = parameters.by_field(field).choices
+        if not isinstance(named, str):
+            return tuple(named)
+        lists: Mapping[str, Callable[[], tuple[str, ...]]] = {
+            "samplers": lambda: tuple(entry.name for entry in self.samplers()),
+            "schedulers": lambda: tuple(entry.label for entry in self.schedulers()),
+            "checkpoints": lambda: tuple(entry.title for entry in self.checkpoints()),
+            "vaes": lambda: ("Automatic", "None", *(entry.name for entry in self.vaes())),
+            "styles": lambda: tuple(style.name for style in self.styles()),
+        }
+        return lists[named]() if named else ()
+
+    # ---- settings
+
+    def settings(self) -> Settings:
+        """The settings of this moment, frozen."""
+        return self._settings.snapshot()
+
+    def options(self) -> dict[str, Any]:
+        """Every option by A1111's key, as JSON values; sd_model_checkpoint and its hash are those that would be used."""
+        values = as_json(self.settings())
+        entry = self.checkpoint()
+        if entry is not None:
+            values["sd_model_checkpoint"] = entry.title
+            values["sd_checkpoint_hash"] = entry.sha256 or ""
+        return values
+
+    def set_options(self, changes: Mapping[str, Any], remote: bool = True) -> tuple[str, ...]:
+        """Change settings, all or nothing, and save them. Returns sentences for the user.
+
+        remote: the wish came over the API, which may not change restricted options (they are passed over, with a sentence).
+        Raises SettingsError for unknown keys and values that do not fit, NotFoundError for a checkpoint or VAE that does not exist.
+        """
+        wanted = {key: value for key, value in changes.items() if key != "sd_checkpoint_hash"}
+        for key in wanted:
+            option(key)
+        kept_out = [key for key in wanted if remote and BY_KEY[key].restricted]
+        wanted = {key: value for key, value in wanted.items() if key not in kept_out}
+        if wanted.get("sd_model_checkpoint"):
+            if not isinstance(wanted["sd_model_checkpoint"], str):
+                raise SettingsError("The setting sd_model_checkpoint takes the name of a checkpoint.")
+            wanted["sd_model_checkpoint"] = self._library.shelf.find_checkpoint(wanted["sd_model_checkpoint"]).title
+        if isinstance(wanted.get("sd_vae"), str):
+            wanted["sd_vae"] = self._library.choose_vae(wanted["sd_vae"])
+        before = self.settings()
+        after = self._settings.write(wanted, restricted=not remote)
+        if any(before[key] != after[key] for key in ("sd_model_checkpoint", "sd_vae")):
+            self._model_chosen()
+        return tuple(f"The setting {key} can only be changed on the page of this machine." for key in kept_out)
+
+    def request(self, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, api: bool = False) -> Request:
+        """A Request from field values as a face got them (texts for numbers are taken); what is not named comes from the settings.
+
+        overrides: settings for this request only. api: fields that are not named have the API's defaults where those differ.
+        Raises RequestError naming the field, SettingsError.
+        """
+        settings = self._settings.snapshot(overrides)
+        fields: dict[str, Any] = {}
+        for row in parameters.PARAMETERS:
+            if row.field in values:
+                fields[row.field] = parameters.coerce(row, values[row.field])
+            elif row.setting and row.field not in ("checkpoint", "vae"):
+                fields[row.field] = parameters.coerce(row, _as_field(row.field, settings[row.setting]))
+            elif api and row.api_default is not None:
+                fields[row.field] = row.api_default
+        for name in ("extra", "notes"):
+            if name in values:
+                fields[name] = dict(values[name])
+        return Request(**fields)
+
+    # ---- texts and pictures
+
+    def token_count(self, text: str) -> tuple[int, int]:
+        """(tokens, limit): how many tokens the prompt has, and how many fit into the chunks it fills (75, 150, ...)."""
+        from modules.prompts import tokens                      # loads the vocabulary
+        return tokens.count(text, self._library.tokenizer)
+
+    def read_picture(self, source: bytes | str | Path) -> Reading:
+        """What a picture file (its bytes, or its path) says about how it was made. Raises ImageMetaError when it is no picture."""
+        found = metadata.read(source if isinstance(source, bytes) else Path(source))
+        parsed = infotext.read(found.infotext)
+        return Reading(
+            infotext=found.infotext, fields=dict(parsed.fields), request=self._fields_of(found, parsed), record=_record(found),
+            items=dict(found.items), width=found.width, height=found.height, format=found.format)
+
+    def _fields_of(self, found: Any, parsed: Any) -> Mapping[str, Any]:
+        return infotext.request_of(parsed) if found.infotext else {}
+
+    def replay(self, source: bytes | str | Path) -> Any:
+        """Make the picture again from what it says and compare: pipeline.replay.Verdict. Blocks for as long as a job takes."""
+        from modules.pipeline import replay                     # reads pixels
+        return replay.replay(source, self._run_unsaved, self._facts)
+
+    def _run_unsaved(self, request: Request) -> Any:
+        return self._submit(request, save=False).result()
+
+    def _facts(self, request: Request) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    # ---- the machine and the past
+
+    def device(self) -> str:
+        """The device in words. Loads torch."""
+        from modules.core import hardware
+        return hardware.describe()
+
+    def history(self, limit: int = 100) -> tuple[JobRow, ...]:
+        """The newest jobs first: id, state, created, error ..."""
+        return self._store.jobs(limit=limit)
+
+    def picture_file(self, job: str, index: int) -> Path:
+        """Where this picture of a job lies on disk. Raises NotFoundError, also when the file was removed."""
+        return self._delivery.file_of(self._store.picture(job, index))
+
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about the start, e.g. a settings file that could not be read."""
+        return self._settings.warnings
+
+
+def _as_field(field: str, value: Any) -> Any:
+    return "jpg" if field == "image_format" and value == "jpeg" else value
+
+
+def _record(found: Any) -> Mapping[str, Any] | None:
+    from modules.pipeline import provenance
+    try:
+        return provenance.read(found.record) if found.record else None
+    except WebUIError:
+        return None
