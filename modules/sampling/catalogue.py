@@ -19,8 +19,10 @@ class SamplerEntry:
     """One sampler of the menu.
 
     order: of its error in the step length on the noise-free equation; None for a method that is judged by its distribution instead.
-    start: what the first latent is made of noise by: "ve" = noise * sigma, "vp" = noise * sqrt(1 + sigma^2), see denoise.first_latent.
-    own_schedule: the internal name of the only schedule this sampler can walk ("" = any).
+    start: "ve": the first latent is noise * sigma, and what stands at the end of the ladder is the picture. "vp": the method is written for
+        latents of unit variance, x / sqrt(1 + sigma^2), so it starts from noise * sqrt(1 + sigma^2) and the end is divided by that root.
+        See denoise.first_latent.
+    own_schedule: the function of the only ladder this sampler can walk ("" = any schedule).
     eta_option: the setting that holds its eta when the request names none ("" = it has no eta).
     """
 
@@ -28,14 +30,13 @@ class SamplerEntry:
     aliases: tuple[str, ...]
     function: str                                           # "module:function", called by the law of samplers/__init__.py
     knobs: tuple[str, ...] = ()
-    fixed: tuple[tuple[str, object], ...] = ()              # arguments that make this entry out of a shared function
+    fixed: tuple[tuple[str, str], ...] = ()                 # arguments that make this entry out of a shared function
     order: int | None = None
     default_schedule: str | None = None                     # internal name; None = Uniform, shown as Automatic
     second_order: bool = False                              # two model calls a step: prompt editing counts twice as many calls
     uses_ensd: bool = False                                 # its infotext names the ENSD setting
     brownian: bool = False                                  # noise from a Brownian path instead of the pictures' generators
     discard: bool = False                                   # the smallest level of the ladder is left out
-    solver_type: str = ""
     default_eta: float = 0.0
     eta_option: Literal["", "eta_ancestral", "eta_ddim"] = ""
     start: Literal["ve", "vp"] = "ve"
@@ -46,9 +47,8 @@ class SamplerEntry:
         """The facts in the form the API lists them: strings to strings."""
         flags = {"discard_next_to_last_sigma": self.discard, "uses_ensd": self.uses_ensd,
                  "second_order": self.second_order, "brownian_noise": self.brownian}
-        named = {"scheduler": self.default_schedule or "", "solver_type": self.solver_type}
-        found = {"scheduler": named["scheduler"], **{name: "True" if on else "" for name, on in flags.items()}, "solver_type": named["solver_type"]}
-        return {name: value for name, value in found.items() if value}
+        own = {"scheduler": self.default_schedule} if self.default_schedule else {}
+        return {**own, **{name: "True" for name, on in flags.items() if on}, **dict(self.fixed)}
 
     def calls(self, steps: int) -> int:
         """Model calls that prompt editing and progress count for so many steps."""
@@ -71,17 +71,16 @@ SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of th
     SamplerEntry(name="DPM++ 2M", aliases=("k_dpmpp_2m",), function="modules.sampling.samplers.dpmpp:dpmpp_2m", order=2,
                  default_schedule="karras"),
     SamplerEntry(name="DPM++ 2M SDE", aliases=("k_dpmpp_2m_sde",), function="modules.sampling.samplers.dpmpp:dpmpp_2m_sde",
-                 knobs=("eta", "s_noise"), fixed=(("solver_type", "midpoint"),), default_schedule="exponential", brownian=True,
-                 default_eta=1.0, eta_option="eta_ancestral"),
+                 knobs=("eta", "s_noise"), default_schedule="exponential", brownian=True, default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="DPM++ 2M SDE Heun", aliases=("k_dpmpp_2m_sde_heun",), function="modules.sampling.samplers.dpmpp:dpmpp_2m_sde",
-                 knobs=("eta", "s_noise"), fixed=(("solver_type", "heun"),), solver_type="heun", default_schedule="exponential", brownian=True,
+                 knobs=("eta", "s_noise"), fixed=(("solver_type", "heun"),), default_schedule="exponential", brownian=True,
                  default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="Euler a", aliases=("k_euler_a", "k_euler_ancestral"), function="modules.sampling.samplers.euler:euler_ancestral",
                  knobs=("eta",), uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="Euler", aliases=("k_euler",), function="modules.sampling.samplers.euler:euler", knobs=CHURN, order=1),
     SamplerEntry(name="Heun", aliases=("k_heun",), function="modules.sampling.samplers.heun:heun", knobs=CHURN, order=2, second_order=True),
     SamplerEntry(name="DDIM", aliases=("ddim",), function="modules.sampling.samplers.ddim:ddim", knobs=("eta",), order=1,
-                 eta_option="eta_ddim", start="vp", own_schedule="ddim_timesteps"),
+                 eta_option="eta_ddim", start="vp", own_schedule="modules.sampling.schedule:ddim_timesteps"),
 )
 
 SCHEDULES: tuple[ScheduleEntry, ...] = (                    # in the order of the menu
@@ -109,9 +108,9 @@ def sampler(name: str) -> SamplerEntry:
 
 
 def schedule(name: str) -> ScheduleEntry:
-    """The schedule of that label, internal name or alias, upper or lower case. Raises NotFoundError (status 400) with the nearest labels."""
+    """The schedule of that label, internal name or alias, upper or lower case. Raises NotFoundError (status 400) with the nearest."""
     for entry in SCHEDULES:
-        if _same(name, (entry.label, entry.name, *entry.aliases)):
+        if _same(name, _names(entry)):
             return entry
     raise _unknown("Scheduler", name, [entry.label for entry in SCHEDULES])
 
@@ -119,12 +118,13 @@ def schedule(name: str) -> ScheduleEntry:
 def resolve(sampler_name: str | None, scheduler: str | None = None, *, report_default: bool = True) -> tuple[str, str]:
     """The sampler's name and the schedule's label meant by the two texts a user, a file or an API client wrote.
 
-    "DPM++ 2M Karras" is the sampler "DPM++ 2M" on the schedule "Karras", and that suffix beats `scheduler`. No sampler name means the first
-    sampler; no or an unknown scheduler means Automatic, as clients rely on (ask `schedule` to know whether it exists). With report_default a
-    schedule that is the sampler's own anyway is given as "Automatic". Raises NotFoundError (status 400) for an unknown sampler.
+    "DPM++ 2M Karras" is the sampler "DPM++ 2M" on the schedule "Karras", and that suffix beats `scheduler`. No sampler name means the
+    first sampler; no or an unknown scheduler means Automatic, as clients rely on (ask `schedule` to know whether it exists). With
+    report_default a schedule that is the sampler's own anyway is given as "Automatic".
+    Raises NotFoundError (status 400) for an unknown sampler.
     """
     name = (sampler_name or "").strip() or SAMPLERS[0].name
-    label = next((entry.label for entry in SCHEDULES if _same(scheduler or "", (entry.label, entry.name, *entry.aliases))), SCHEDULES[0].label)
+    label = next((entry.label for entry in SCHEDULES if _same(scheduler or "", _names(entry))), SCHEDULES[0].label)
     if not any(_same(name, (entry.name, *entry.aliases)) for entry in SAMPLERS):
         name, label = _split(name, label)
     entry = sampler(name)
@@ -136,10 +136,14 @@ def resolve(sampler_name: str | None, scheduler: str | None = None, *, report_de
 def _split(name: str, label: str) -> tuple[str, str]:
     """"DPM++ 2M Karras", "" -> "DPM++ 2M", "Karras"; unchanged when no schedule's name stands at the end."""
     for entry in SCHEDULES:
-        for text in (entry.label, entry.name, *entry.aliases):
+        for text in _names(entry):
             if name.lower().endswith(" " + text.lower()):
                 return name[: -len(text) - 1].strip(), entry.label
     return name, label
+
+
+def _names(entry: ScheduleEntry) -> tuple[str, ...]:
+    return (entry.label, entry.name, *entry.aliases)
 
 
 def _same(name: str, names: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """cross (B, T, C): text tokens; vector (B, D): pooled text and sizes; concat (B, C, H, W): mask and masked latent; label (B,): a class."""
+    """cross (B, T, C): text tokens; vector (B, D): pooled text and sizes; concat (B, C, H, W): mask, masked latent; label (B,): a class."""
 
     cross: Tensor | None = None
     vector: Tensor | None = None

@@ -81,9 +81,9 @@ def scaled_linear_alphas(first: float = 0.00085, last: float = 0.012, count: int
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """The same schedule moved so that its last index is pure noise and its first is unchanged. Lin et al. 2023, arXiv:2305.08891, Algorithm 1.
+    """The same schedule moved so that its last index is pure noise and its first is unchanged.
 
-    (T,) float32. The last value is TERMINAL_ALPHA rather than 0, so that its noise level is a number.
+    Lin et al. 2023, arXiv:2305.08891, Algorithm 1. (T,) float32; the last is TERMINAL_ALPHA rather than 0, so that its level is a number.
     """
     roots = alphas_cumprod.double().sqrt()
     moved = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2

@@ -1,0 +1,132 @@
+"""Ladders of noise levels: (steps, sigma_min, sigma_max) -> sigmas, falling; length and last value are the schedule's own.
+
+Every function gives float32 on the CPU, computed in float64 and rounded once, so that a ladder is the same on every machine.
+"""
+from __future__ import annotations
+
+import math
+import pkgutil
+
+import torch
+from torch import Tensor
+
+from modules.core.errors import ScheduleError
+from modules.sampling import catalogue
+from modules.sampling.prediction import Prediction
+
+MOST_STEPS = 10_000                                         # beyond this a ladder is a mistake, not a wish
+
+
+def ladder(scheduler_name: str, sampler_name: str, steps: int, prediction: Prediction, *,
+           rho: float = 0.0, sigma_min: float = 0.0, sigma_max: float = 0.0, discard: bool = False) -> Tensor:
+    """The noise levels a sampler walks: (n + 1,) float32 on the CPU, falling.
+
+    scheduler_name: "Automatic" is the sampler's own schedule, or Uniform. A sampler that can walk only one ladder (DDIM) ignores the name.
+    rho, sigma_min, sigma_max: 0 = the schedule's and the model's own; for schedules that have them.
+    discard: leave out the smallest level above the end, as some samplers always do; one more level is built, so the steps stay as many.
+    Raises ScheduleError for numbers of which no ladder can be made, NotFoundError for unknown names.
+    """
+    sampler, schedule = catalogue.sampler(sampler_name), catalogue.schedule(scheduler_name)
+    low, high = sigma_min or prediction.sigma_min, sigma_max or prediction.sigma_max
+    _check(steps, low, high, rho)
+    if sampler.own_schedule:
+        return pkgutil.resolve_name(sampler.own_schedule)(steps, low, high, prediction)
+    if schedule.name == "automatic":
+        schedule = catalogue.schedule(sampler.default_schedule or "uniform")
+    discard = discard or sampler.discard
+    arguments = (steps + discard, low, high)
+    build = pkgutil.resolve_name(schedule.function)
+    if schedule.need_inner_model:
+        sigmas = build(*arguments, prediction)
+    elif rho and schedule.default_rho > 0:
+        sigmas = build(*arguments, rho)
+    else:
+        sigmas = build(*arguments)
+    if discard:
+        sigmas = torch.cat((sigmas[:-2], sigmas[-1:]))
+    if not bool((sigmas[1:] < sigmas[:-1]).all()) or not bool(sigmas.isfinite().all()):
+        raise ScheduleError(f"{schedule.label} cannot make {steps} different noise levels of this model; use fewer steps.")
+    return sigmas
+
+
+def karras(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """Evenly spaced in sigma ** (1 / rho), then 0: (steps + 1,). Karras et al. 2022, arXiv:2206.00364, eq. 5."""
+    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _with_zero((first + _even(0, 1, steps) * (last - first)) ** rho)
+
+
+def exponential(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Evenly spaced in log sigma, then 0: (steps + 1,)."""
+    return polyexponential(steps, sigma_min, sigma_max)
+
+
+def polyexponential(steps: int, sigma_min: float, sigma_max: float, rho: float = 1.0) -> Tensor:
+    """log sigma falls as a ramp to the power rho, then 0: (steps + 1,). rho 1 is exponential."""
+    ramp = _even(1, 0, steps) ** rho
+    return _with_zero((ramp * (math.log(sigma_max) - math.log(sigma_min)) + math.log(sigma_min)).exp())
+
+
+def uniform(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """Evenly spaced in the model's whole range of training indices, then 0: (steps + 1,). sigma_min and sigma_max have no say."""
+    return _with_zero(prediction.sigma_of(_even(len(prediction.sigmas) - 1, 0, steps)))
+
+
+def normal(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """Evenly spaced in the training index from that of sigma_max to that of sigma_min, then 0: (steps + 1,)."""
+    return _with_zero(prediction.sigma_of(_even(float(prediction.t_of(sigma_max)), float(prediction.t_of(sigma_min)), steps)))
+
+
+def sgm_uniform(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """As `normal` with one interval more, whose end is replaced by 0: (steps + 1,)."""
+    return _with_zero(prediction.sigma_of(_even(float(prediction.t_of(sigma_max)), float(prediction.t_of(sigma_min)), steps + 1)[:-1]))
+
+
+def simple(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """Entries of the model's own table at even distances from the top, then 0: (steps + 1,)."""
+    count = len(prediction.sigmas)
+    return _with_zero(prediction.sigmas[[count - 1 - int(i * count / steps) for i in range(steps)]])
+
+
+def turbo(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """Entries of the model's own table at the ends of equal parts, as few-step models are distilled, then 0: (steps + 1,)."""
+    count = len(prediction.sigmas)
+    return _with_zero(prediction.sigmas[[min(max(round(k * count / steps - 1), 0), count - 1) for k in range(steps, 0, -1)]])
+
+
+def kl_optimal(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """Evenly spaced in arctan sigma: (steps + 1,), ending at sigma_min, not 0. Sabour et al. 2024, arXiv:2404.14507."""
+    return _even(math.atan(sigma_max), math.atan(sigma_min), steps + 1).tan().float()
+
+
+def ddim(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """Every k-th entry of the model's table from index 1 on, k = 1000 // steps, then 0. Can be longer than steps + 1: 30 give 32 levels."""
+    return _with_zero(prediction.sigmas[1::max(len(prediction.sigmas) // steps, 1)].flip(0))
+
+
+def ddim_timesteps(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+    """The only ladder of the DDIM sampler: levels of the indices 1, 1 + k, 1 + 2k ..., k = 1000 // steps, from the top, ending above 0.
+
+    20 steps give 20 levels, that is 19 intervals; 30 give 31 levels. Above 500 steps the two uppermost levels are the same.
+    Raises ScheduleError where there would be no interval at all.
+    """
+    count = len(prediction.sigmas)
+    if not 2 <= steps <= count:
+        raise ScheduleError(f"DDIM takes 2 to {count} steps, and {steps} were asked for.")
+    return prediction.sigmas[[min(t + 1, count - 1) for t in range(0, count, count // steps)]].flip(0)
+
+
+def _check(steps: int, sigma_min: float, sigma_max: float, rho: float) -> None:
+    if not 1 <= steps <= MOST_STEPS:
+        raise ScheduleError(f"A picture needs 1 to {MOST_STEPS} steps, and {steps} were asked for.")
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ScheduleError(f"Noise levels run from a smallest above 0 to a larger one; {sigma_min:g} to {sigma_max:g} was asked for.")
+    if rho and not 0.1 <= rho <= 1000:
+        raise ScheduleError(f"Schedule rho is 0.1 to 1000, or 0 for the schedule's own; {rho:g} was asked for.")
+
+
+def _even(first: float, last: float, count: int) -> Tensor:
+    return torch.linspace(first, last, count, dtype=torch.float64)
+
+
+def _with_zero(sigmas: Tensor) -> Tensor:
+    return torch.cat((sigmas.float(), torch.zeros(1)))
