@@ -219,6 +219,7 @@ class Engine:
         request = job.request
         resources = Resources(
             settings=settings, models=self._models(), adapters=None, upscalers=None, styles=self._library.styles(),
+            tokenizer=self._library.tokenizer, encodings=self._library.encodings,
             extensions=self._extensions, progress=job.live, done=done, deliver=self._delivery.deliver(job, settings))
         result = self._generate()(request, resources)
         return self._delivery.joined(job, result) if done else result

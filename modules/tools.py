@@ -32,6 +32,7 @@ class Library:
         self._lock = threading.RLock()
         self._shelf: Any = None
         self._tokenizer: Any = None
+        self._encodings: Any = None
 
     @property
     def shelf(self) -> Any:
@@ -50,6 +51,15 @@ class Library:
                 from modules.prompts.tokens import Tokenizer    # loads the vocabulary
                 self._tokenizer = Tokenizer()
             return self._tokenizer
+
+    @property
+    def encodings(self) -> Any:
+        """prompts.encode.EncodeCache: conditionings of the texts used last"""
+        with self._lock:
+            if self._encodings is None:
+                from modules.prompts.encode import EncodeCache  # torch: kept off the start
+                self._encodings = EncodeCache()
+            return self._encodings
 
     def styles(self) -> dict[str, Any]:
         """Style by name, as the styles file has them now."""

@@ -113,6 +113,7 @@ class Resources:
     """All that the spine may use; the engine fills it for each job. Nothing below asks for more.
 
     models: checkpoints.residency.Residency: `with models.borrow(request.checkpoint, request.vae, request.prediction) as model`.
+    tokenizer: prompts.tokens.Tokenizer; encodings: prompts.encode.EncodeCache. Both outlive the job and belong to the engine.
     deliver: saves one picture and commits it to the store, and returns it with `file`, `sha256` and `path` filled.
     done: indices already delivered (a job that is taken up again).
     """
@@ -122,6 +123,8 @@ class Resources:
     adapters: Any
     upscalers: Any
     styles: Mapping[str, Any]
+    tokenizer: Any
+    encodings: Any
     extensions: tuple[Any, ...]
     progress: Progress
     done: frozenset[int]
