@@ -12,7 +12,7 @@ NAN_CARDS = ("GTX 16", "T500", "T550", "T600", "MX550", "MX450", "CMP 30HX")    
 
 def device() -> torch.device:
     """The accelerator that torch was built for and that answers (CUDA or ROCm, XPU, MPS ...), else the CPU."""
-    import torch                                            # heavy
+    import torch  # heavy
 
     if torch.accelerator.is_available():
         found = torch.accelerator.current_accelerator()
@@ -22,8 +22,8 @@ def device() -> torch.device:
 
 
 def dtype(where: torch.device) -> torch.dtype:
-    """The format of the networks there: float32 on every CPU, float16 on accelerators, float32 or bfloat16 where float16 is known to fail."""
-    import torch                                            # heavy
+    """The format of the networks there: float32 on every CPU, float16 on accelerators, another where float16 is known to fail."""
+    import torch  # heavy
 
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[_choice(where)[0]]
 
@@ -37,7 +37,7 @@ def describe() -> str:
 
 def name(where: torch.device) -> str:
     """The device's name as its maker writes it; "the CPU (8 threads)" for a CPU."""
-    import torch                                            # heavy
+    import torch  # heavy
 
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
@@ -50,7 +50,7 @@ def name(where: torch.device) -> str:
 
 def memory_free(where: torch.device) -> int | None:
     """Bytes that can still be taken there; None where the system does not say."""
-    import torch                                            # heavy
+    import torch  # heavy
 
     if where.type == "cuda":
         return torch.cuda.mem_get_info(where)[0]
@@ -63,7 +63,7 @@ def memory_free(where: torch.device) -> int | None:
 
 def _choice(where: torch.device) -> tuple[str, str]:
     """The format, and why, to follow a comma."""
-    import torch                                            # heavy
+    import torch  # heavy
 
     if where.type == "cpu":
         return "float32", "since a CPU gains nothing from less"

@@ -76,6 +76,11 @@ class Progress:
     def skip(self) -> None:
         self._skip.set()
 
+    @staticmethod
+    def clock() -> float:
+        """Seconds on the clock that `started` is read from."""
+        return time.monotonic()
+
     def unskip(self) -> None:
         """The batch that was to be skipped has ended; the next one runs."""
         self._skip.clear()
