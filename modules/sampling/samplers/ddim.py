@@ -7,6 +7,8 @@ sigma^2 = (1 - a) / a. Written so, eq. 16 is sigma_up of an ancestral step, and 
 
 z starts as plain noise and ends as the picture, hence `start="vp"` in the catalogue; the ladder is schedule.ddim_timesteps.
 """
+from itertools import pairwise
+
 from torch import Tensor
 
 from modules.sampling.samplers import Denoise, Noise, OnStep
@@ -18,7 +20,7 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep, *, noise:
 
     x: (B, C, H, W) at noise level sigmas[0]. Returns (B, C, H, W) at noise level sigmas[-1].
     """
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma).value
         on_step(i, denoised)
         sigma_down, sigma_up = ancestral(float(sigma), float(sigma_next), eta)

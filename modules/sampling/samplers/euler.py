@@ -1,5 +1,6 @@
-"""Euler's method, plain and ancestral. Karras et al. 2022, arXiv:2206.00364, Algorithm 2; Song et al. 2020, arXiv:2011.13456, appendix F."""
+"""Euler's method, plain and ancestral. Karras et al. 2022, arXiv:2206.00364, Algorithm 2; Song et al. 2020, arXiv:2011.13456, F."""
 import math
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep, *, noise
 
     x: (B, C, H, W) at noise level sigmas[0]. Returns (B, C, H, W) at noise level sigmas[-1].
     """
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         gamma = churn(sigma, len(sigmas) - 1, s_churn, s_tmin, s_tmax)
         x, sigma_hat = churned(x, sigma, gamma, s_noise * noise(sigma, sigma_next))
         denoised = denoise(x, sigma_hat).value
@@ -27,7 +28,7 @@ def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep
 
     eta: 0 = Euler's method, 1 = as much new noise as leaves the distribution right.
     """
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         denoised = denoise(x, sigma).value
         on_step(i, denoised)
         sigma_down, sigma_up = ancestral(float(sigma), float(sigma_next), eta)

@@ -1,5 +1,6 @@
 """Heun's method: Euler's step, then its slope averaged with the slope at its end. Karras et al. 2022, arXiv:2206.00364, Algorithm 2."""
 import math
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep, *, noise:
 
     x: (B, C, H, W) at noise level sigmas[0]. Returns (B, C, H, W) at noise level sigmas[-1].
     """
-    for i, (sigma, sigma_next) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         gamma = churn(sigma, len(sigmas) - 1, s_churn, s_tmin, s_tmax)
         x, sigma_hat = churned(x, sigma, gamma, s_noise * noise(sigma, sigma_next))
         denoised = denoise(x, sigma_hat).value
