@@ -150,14 +150,18 @@ def text_shapes(*, width: int = 64, layers: int = 4, projection: str = "text_mod
 
 def _gain(name: str) -> float:
     """How much larger than 1 / sqrt(inputs) the draws of this layer are; behind a SiLU 1.6 keeps the spread."""
-    if name.endswith(("out_layers.3.weight", "conv2.weight", "to_out.0.weight", "ff.net.2.weight", "fc2.weight", "out_proj.weight")):
+    if name.endswith(("out_layers.3.weight", "to_out.0.weight", "ff.net.2.weight", "fc2.weight", "out_proj.weight")):
         return QUIET
+    if name.endswith("conv2.weight"):
+        return 2 * QUIET
     if name.endswith("attn_1.proj_out.weight"):
         return 3 * QUIET                                    # a mean over all pixels is small
     if name.endswith(("to_q.weight", "q_proj.weight", "attn_1.q.weight")):
         return 2.0                                          # attention that attends to something
-    if name.endswith("encoder.conv_out.weight"):
-        return 1.6 * VAE_MEAN
+    if name.endswith("decoder.conv_in.weight"):
+        return 0.25                                         # latents come unscaled, with a spread of about 5
+    if name.endswith("decoder.conv_out.weight"):
+        return 0.8
     if name.endswith(("out.2.weight", "conv_out.weight", "emb_layers.1.weight", "time_embed.2.weight", "norm_out.weight")):
         return 1.6
     return 1.0
@@ -177,6 +181,8 @@ def _drawn(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return noise if "token" in name else 0.3 * noise
     if name.endswith("quant_conv.weight"):
         return torch.eye(shape[0])[:, :, None, None] + 0.05 * noise
+    if name.endswith("encoder.conv_out.weight"):
+        noise *= torch.tensor([1.6 * VAE_MEAN, 0.3]).repeat_interleave(shape[0] // 2)[:, None, None, None]
     return noise * (_gain(name) / math.sqrt(math.prod(shape[1:])))
 
 

@@ -60,3 +60,5 @@ class Model:
     sha256: str = ""
     vae_name: str = ""                                      # "" = the checkpoint's own
     vae_sha256: str = ""
+    layers: str = "plain"                                   # which implementations of layers run, see networks/layers.py
+    colours: Tensor | None = None                           # latent to colours for previews; fitted when first wanted
