@@ -1,0 +1,144 @@
+"""THE SPINE: one request from words to pictures. Read this file first; everything else is a room it walks through."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from modules.core.errors import Cancelled, NanError
+from modules.core.progress import Progress
+from modules.families.base import Model
+from modules.imaging import convert
+from modules.imaging.metadata import pixels_sha256
+from modules.pipeline import infotext, preview, provenance
+from modules.pipeline.plan import Batch, Slot, plan
+from modules.pipeline.request import Picture, Request, Resources, Result
+from modules.pipeline.start import knobs, start
+from modules.prompts import timeline
+from modules.prompts.encode import Encoded, encode_program
+from modules.sampling import catalogue
+from modules.sampling.denoise import denoise
+
+log = logging.getLogger("easel.pipeline")
+
+
+def generate(request: Request, resources: Resources) -> Result:
+    """Words to pictures. Each is delivered (on disk and in the store) before the next batch begins.
+
+    An interrupt gives the picture as far as it came, marked incomplete, and leaves out the rest; before the first step it gives nothing.
+    Raises Cancelled when nothing at all was made, or a WebUIError that says what the user can do.
+    """
+    progress = resources.progress
+    batches = list(plan(request, resources.styles, resources.extensions, resources.done))
+    pictures: list[Picture] = []
+    progress.at(stage="loading", batches=len(batches), steps=request.steps)
+    for number, batch in enumerate(batches):
+        if progress.interrupted:
+            break
+        with resources.models.borrow(request.checkpoint, request.vae, request.prediction) as model:
+            progress.at(stage="sampling", batch=number, step=0)
+            try:
+                pictures += [resources.deliver(picture) for picture in compute(batch, model, resources)]
+            except Cancelled:                               # before this batch's first step: there is nothing to show of it
+                log.info("Batch %d of %d was stopped before its first step.", number + 1, len(batches))
+            progress.unskip()
+    if not pictures and progress.interrupted:
+        raise Cancelled("Stopped by the user before the first picture.")
+    return Result(request=request, pictures=tuple(pictures), warnings=unused(batches))
+
+
+def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
+    """The pictures of one batch, finished but not delivered. Raises Cancelled when stopped before the first step."""
+    told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
+    begin = start(batch, model)
+    progress = resources.progress
+    progress.at(steps=len(begin.sigmas) - 1)
+    done = denoise(
+        model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
+        conditioning_at=lambda call: [texts.at(call) for texts in told], cfg_scale=batch.request.cfg_scale, noise=begin.noise,
+        knobs=knobs(batch.request, resources.settings), on_step=watcher(model, batch.request, progress), check=progress.check)
+    progress.at(stage="decoding")
+    return [picture_of(slot, batch.request, model, pixels, done.complete)
+            for slot, pixels in zip(batch.slots, decoded(model, done.latent), strict=True)]
+
+
+def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> Encoded:
+    """This picture's texts at every call of the denoiser, on the model's device. No other picture's text is seen."""
+    calls = catalogue.sampler(request.sampler).calls(request.steps)
+    return encode_program(
+        timeline.program(slot.text, slot.negative_prompt, calls), model.text, resources.tokenizer, clip_skip=request.clip_skip,
+        emphasis=request.emphasis, comma_padding_backtrack=request.comma_padding_backtrack, device=model.device,
+        cache=resources.encodings, identity=(model.sha256, model.title, str(model.dtype)))
+
+
+def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int, Tensor], None]:
+    """After each step: count it, offer a preview, and stop when the user asked to."""
+    if model.colours is None:
+        model.colours = preview.colours(model)
+    colours = model.colours
+    progress.at(started=progress.view().started or progress.clock())
+
+    def on_step(index: int, denoised: Tensor) -> None:
+        progress.at(step=index + 1)
+        progress.show(lambda: preview.draw(denoised, colours, (request.width, request.height)))
+        progress.check()
+
+    return on_step
+
+
+def decoded(model: Model, latent: Tensor) -> list[Tensor]:
+    """Pixels (1, 3, H, W) in -1..1 of each picture, decoded alone. Half precision that overflows is tried once more in float32.
+
+    Raises NanError when even that gives values that are no numbers.
+    """
+    pixels = [preview.decode(model, row) for row in latent.split(1)]
+    if all(bool(one.isfinite().all()) for one in pixels):
+        return pixels
+    if next(model.vae.parameters()).dtype != torch.float32:
+        log.warning("The VAE overflowed in half precision; it runs in float32 from here on.")
+        model.vae.float()
+        return decoded(model, latent)
+    raise NanError("The VAE gave values that are not numbers; choose another VAE for this checkpoint.")
+
+
+def picture_of(slot: Slot, request: Request, model: Model, pixels: Tensor, complete: bool) -> Picture:
+    """One picture with its text and its record."""
+    image = convert.to_images(pixels.float().cpu())[0]
+    facts = infotext.Facts(
+        seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
+        model_name=model_name(model), model_hash=model.sha256[:10], vae_name=model.vae_name, vae_hash=model.vae_sha256[:10])
+    return Picture(
+        index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt, image=image,
+        infotext=infotext.write(request, facts), record=record_of(slot, request, model, image, complete), complete=complete)
+
+
+def record_of(slot: Slot, request: Request, model: Model, image: Image.Image, complete: bool) -> dict[str, Any]:
+    """What made this picture, see provenance.record."""
+    return provenance.record(
+        request, index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
+        model={"name": model_name(model), "sha256": model.sha256, "family": model.family.name, "prediction": model.prediction.kind},
+        vae={"name": model.vae_name, "sha256": model.vae_sha256} if model.vae_name else None, libraries=libraries(),
+        device=model.device.type, dtype=str(model.dtype).removeprefix("torch."), layers=model.layers,
+        pixels={"sha256": pixels_sha256(image), "width": image.width, "height": image.height}, complete=complete)
+
+
+def model_name(model: Model) -> str:
+    """The checkpoint's file name without folder, hash and ending, as the infotext has it."""
+    name = model.title.rsplit(" [", 1)[0].replace("\\", "/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0]
+
+
+def libraries() -> dict[str, str]:
+    """The packages whose version can change a picture's last bits."""
+    return {"easel": infotext.VERSION.removeprefix("easel-"), "torch": torch.__version__, "pillow": metadata.version("pillow")}
+
+
+def unused(batches: Sequence[Batch]) -> tuple[str, ...]:
+    """A sentence for each tag that asks for a network which cannot be put on yet."""
+    names = {f"<{use.kind}:{use.get('name', 0)}>" for batch in batches for use in batch.uses}
+    return tuple(f"{name} was left out: this version of Easel puts no extra networks on a model yet." for name in sorted(names))
