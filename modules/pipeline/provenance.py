@@ -59,7 +59,7 @@ def read(text: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get(KEYWORD), int):
         raise ImageMetaError("The picture's record is not one of Easel's.")
     if values[KEYWORD] != FORMAT:
-        raise ImageMetaError(f"The picture's record has format {values[KEYWORD]!s:.20}; this Easel reads format {FORMAT}, another version made it.")
+        raise ImageMetaError(f"The picture's record has format {str(values[KEYWORD])[:20]} of another version; this one reads {FORMAT}.")
     for part in ("request", "picture", "model", "pixels"):
         if not isinstance(values.get(part), dict):
             raise ImageMetaError(f"The picture's record has no part “{part}”; the file was changed by another program.")
