@@ -63,11 +63,16 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding whose rows are not drawn: nn.Embedding would draw them, and on the meta device that imports torch._dynamo (1.2 s)."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class Embeddings(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position_embedding = nn.Embedding(config.positions, config.width)
+        self.token_embedding = _table(config.vocabulary, config.width)
+        self.position_embedding = _table(config.positions, config.width)
 
 
 class Layers(nn.Module):
