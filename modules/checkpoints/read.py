@@ -49,14 +49,17 @@ def metadata(path: Path_) -> dict[str, str]:
     return dict(contents(path).metadata)
 
 
-def weights(path: Path_, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+def weights(path: Path_, keep: Callable[[str], bool] = lambda name: True,
+            change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor) -> dict[str, Tensor]:
     """Tensor name -> tensor on the CPU in the file's own type, each a private copy; those that `keep` refuses are not read.
 
+    change(name, tensor): what is kept of a tensor once it is read and found sound, for instance a copy in another type; only one
+    tensor at a time is held twice.
     Raises CheckpointError also for a value that is no finite number, naming the tensor, and for a file that shrinks meanwhile.
     """
     with _opened(Path(path)) as (file, stamp):
         found = _contents(file, Path(path).name, stamp)
-        return _load(file, Path(path).name, {name: slot for name, slot in found.slots.items() if keep(name)})
+        return _load(file, Path(path).name, {name: slot for name, slot in found.slots.items() if keep(name)}, change)
 
 
 @contextmanager
@@ -179,7 +182,7 @@ def _check_cover(slots: Mapping[str, Slot], base: int, size: int, name: str) -> 
         raise CheckpointError(f"{name} is damaged: {size - at} bytes follow the last tensor.")
 
 
-def _load(file: BinaryIO, name: str, slots: Mapping[str, Slot]) -> dict[str, Tensor]:
+def _load(file: BinaryIO, name: str, slots: Mapping[str, Slot], change: Callable[[str, Tensor], Tensor]) -> dict[str, Tensor]:
     """Storages in the order of the file, so that a disk reads forward; the result in the order of the slots."""
     sharing: dict[Storage, list[str]] = {}
     for key, slot in slots.items():
@@ -188,8 +191,9 @@ def _load(file: BinaryIO, name: str, slots: Mapping[str, Slot]) -> dict[str, Ten
     for storage in sorted(sharing, key=lambda storage: storage.start):
         raw = _bytes(file, name, storage)
         for key in sharing[storage]:
-            found[key] = _tensor(raw, slots[key], alone=len(sharing[storage]) == 1)
-            _check_finite(found[key], key, name)
+            tensor = _tensor(raw, slots[key], alone=len(sharing[storage]) == 1)
+            _check_finite(tensor, key, name)
+            found[key] = change(key, tensor)
     return {key: found[key] for key in slots}
 
 
