@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from modules.core.errors import WebUIError
-from modules.core.pip import Pip
+from modules.core.pip import FULL, Pip
 from modules.core.torch_builds import Build, Machine, build_for, machine
 
 FOLDER = ".venv"
 STAMP = "easel.json"
+ASIDE = "-broken"                                         # behind the name of an environment that was replaced, until the new one is whole
 ENTERED = "EASEL_ENTERED"                                   # the id of the process that entered: children inherit it, but not the id
 NAMES_IN_A_VENV = frozenset({"bin", "lib", "lib64", "include", "share", "scripts", "pyvenv.cfg", STAMP, ".gitignore", "constraints.txt"})
 Say = Callable[[str], None]
@@ -67,6 +68,7 @@ def prepare(root: Path, log: Path, *, for_tests: bool = False, torch_index: str 
     _install(folder, files[-1], log, index, index != stamp.get("torch_index"), say)
     both = {**stamp.get("files", {}), **wanted}
     (folder / STAMP).write_text(json.dumps({"files": both, "torch_index": index}, indent=1), encoding="utf-8")
+    shutil.rmtree(folder.with_name(folder.name + ASIDE), ignore_errors=True)
     say("Everything is installed.")
     return python_of(folder)
 
@@ -123,46 +125,54 @@ def _stamp(folder: Path) -> dict:
 def _works(folder: Path) -> bool:
     """Whether the environment's Python runs and is the version that its packages were installed for."""
     python = python_of(folder)
-    if not python.exists():
+    if not python.exists() or not (folder / "pyvenv.cfg").is_file():
         return False
-    ask = "import sys; print(sys.version_info[0], sys.version_info[1], sys.prefix != sys.base_prefix)"
+    ask = "import sys; print(sys.version_info[0], sys.version_info[1])"
     try:
         done = subprocess.run([str(python), "-E", "-S", "-c", ask], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    words = done.stdout.split()
-    if done.returncode or len(words) != 3 or words[2] != "True":
+    version = done.stdout.split()
+    if done.returncode or len(version) != 2:
         return False
-    packages = folder / "Lib" if os.name == "nt" else folder / "lib" / f"python{words[0]}.{words[1]}"
+    packages = folder / "Lib" if os.name == "nt" else folder / "lib" / f"python{version[0]}.{version[1]}"
     return (packages / "site-packages").is_dir()
 
 
 def _make(folder: Path, log: Path, say: Say) -> None:
-    """A fresh environment in `folder`, in place of a broken one. Nothing that is not an environment is deleted."""
+    """A fresh environment in `folder`. One that was there is moved aside, and comes back when the new one cannot be made."""
     if importlib.util.find_spec("ensurepip") is None:
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        raise StartError(f"This Python has no ensurepip, so it cannot make an environment; on Debian or Ubuntu run: "
-                         f"apt install python{version}-venv, then start again.")
+        raise StartError(f"This Python has no ensurepip, so it cannot make an environment; {_apt()}, then start again.")
+    aside = folder.with_name(folder.name + ASIDE)
     if folder.is_symlink() or folder.is_file():
-        raise StartError(f"{folder} is not a folder; delete it and start again.")
+        raise StartError(f"{folder} is not a folder; move it away and start again.")
     if folder.is_dir():
         strange = sorted(entry.name for entry in folder.iterdir() if entry.name.lower() not in NAMES_IN_A_VENV)
         if strange and not (folder / "pyvenv.cfg").exists():
             raise StartError(f"{folder} is no Python environment (it holds {strange[0]}); move it away and start again.")
+        if aside.exists():
+            raise StartError(f"The environment in {folder} is broken, and an earlier one lies in {aside}; delete what you do not need and start again.")
         say(f"The environment in {FOLDER} is broken or was made for another Python; making it anew.")
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.rename(aside)
     else:
         say(f"Making an environment for the packages in {FOLDER}.")
     done = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode or not _works(folder):
-        _keep(log, done.stdout + done.stderr)
-        words = done.stdout + done.stderr
-        if "No space left" in words:
-            raise StartError(f"There is no space left on the disk of {folder}; free about 3 GB and start again.")
-        if "ensurepip" in words:
-            raise StartError(f"Python could not put pip into {folder}; on Debian or Ubuntu run: "
-                             f"apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv, then start again.")
-        raise StartError(f"The environment in {folder} could not be made; what Python said stands in {log}.")
+    if done.returncode == 0 and _works(folder):
+        return
+    said = done.stdout + done.stderr
+    shutil.rmtree(folder, ignore_errors=True)               # what we began a moment ago
+    if aside.exists():
+        aside.rename(folder)
+    _keep(log, said)
+    if any(sign in said for sign in FULL):
+        raise StartError(f"There is no space left on the disk of {folder}; free about 3 GB and start again.")
+    if "ensurepip" in said:
+        raise StartError(f"Python could not put pip into {folder}; {_apt()}, then start again.")
+    raise StartError(f"The environment in {folder} could not be made; what Python said stands in {log}.")
+
+
+def _apt() -> str:
+    return f"on Debian or Ubuntu run: apt install python{sys.version_info[0]}.{sys.version_info[1]}-venv"
 
 
 def _install(folder: Path, requirements: Path, log: Path, index: str | None, again: bool, say: Say) -> None:
