@@ -4,7 +4,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,8 +21,15 @@ AT_ONCE = 64                                                # chunks in one call
 class TextTower(Protocol):
     """A text encoder of any family."""
 
-    pad_id: int                                             # what stands behind the first end token
-    width: int                                              # channels it gives
+    @property
+    def pad_id(self) -> int:
+        """What stands behind the first end token."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """How many channels it gives."""
+        ...
 
     def encode(self, ids: Tensor, skip: int) -> Tensor:
         """ids (B, 77) int64; skip = clip skip, 1 = the last layer. Returns (B, 77, width)."""
@@ -150,16 +157,16 @@ def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenize
     The steps of one schedule are filled with empty chunks to its own longest, the parts of AND by their last vector.
     identity: what the towers are (checkpoint hash, adapters on it, dtype); part of the cache's key.
     """
-    cache = cache or EncodeCache()
+    kept = EncodeCache() if cache is None else cache
 
     def encoded(text: str) -> Conditioning:
         key = (text, clip_skip, emphasis, comma_padding_backtrack, str(device), identity)
-        return cache.find(key, lambda: encode(
+        return kept.find(key, lambda: encode(
             text, towers, tokenizer, clip_skip=clip_skip, emphasis=emphasis,
             comma_padding_backtrack=comma_padding_backtrack, device=device))
 
     parts = [(part.weight, _timed(part.times, encoded)) for part in program.parts]
-    tokens = max(timed.conds[0].cross.shape[1] for _, timed in parts)
+    tokens = max(_tokens(timed.conds[0]) for _, timed in parts)
     return Encoded(
         tuple((weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts),
         _timed(program.negative, encoded))
@@ -169,12 +176,13 @@ def _timed(times: Schedule, encoded: Callable[[str], Conditioning]) -> Timed:
     """The schedule encoded; shorter texts filled with empty chunks."""
     known = {text: encoded(text) for _, text in times}
     timed = Timed(tuple(end for end, _ in times), tuple(known[text] for _, text in times))
-    tokens = _lengths(known.values())
-    return timed if len(tokens) == 1 else _each(timed, lambda cond: pad_to(cond, max(tokens), encoded("")))
+    lengths = {_tokens(cond) for cond in known.values()}
+    return timed if len(lengths) == 1 else _each(timed, lambda cond: pad_to(cond, max(lengths), encoded("")))
 
 
-def _lengths(conds: Iterable[Conditioning]) -> set[int]:
-    return {cond.cross.shape[1] for cond in conds}
+def _tokens(cond: Conditioning) -> int:
+    assert cond.cross is not None
+    return cond.cross.shape[1]
 
 
 def _each(timed: Timed, change: Callable[[Conditioning], Conditioning]) -> Timed:

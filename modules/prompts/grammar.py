@@ -231,7 +231,7 @@ def without_comments(text: str) -> str:
 
 def _cut_comments(text: str, *, whole_lines: bool) -> str:
     """Each comment, its line end and, for whole lines, the line end before it become one line end."""
-    kept = []
+    kept: list[str] = []
     position = 0
     while True:
         if not whole_lines:

@@ -43,10 +43,11 @@ def read_vocabulary(file: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            merges = [tuple(line.split()) for line in islice(lines, 1, 1 + MERGES)]      # line 0 names the version
+            pairs = [line.split() for line in islice(lines, 1, 1 + MERGES)]              # line 0 names the version
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise NotFoundError(f"The CLIP vocabulary {file} cannot be read; install it again: pip install open-clip-torch") from error
-    if len(merges) != MERGES or any(len(merge) != 2 for merge in merges):
+    merges = [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+    if len(merges) != MERGES:
         raise NotFoundError(f"The CLIP vocabulary {file} is damaged; install it again: pip install open-clip-torch")
     letters = _byte_letters()
     names = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), "<|startoftext|>", "<|endoftext|>"]
@@ -70,7 +71,7 @@ class Tokenizer:
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
         self._bpe.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+            pre_tokenizers.ByteLevel(add_prefix_space=False)])
         self._bpe.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
         self.comma = vocabulary[",</w>"]
 

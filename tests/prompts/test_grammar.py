@@ -6,11 +6,7 @@ from hypothesis import strategies as st
 from modules.core.errors import PromptError
 from modules.prompts import grammar
 from modules.prompts.grammar import BREAK, attention, split_and, without_comments
-
-SYNTAX = st.lists(st.one_of(
-    st.sampled_from(["(", ")", "[", "]", ":", "|", "\\", ":1.2)", ": -.5 )", " BREAK ", "AND", "cat", " ", "\n", "#", "1.2.3", "<lora:x:1>", ">",
-                     "<", "👩‍👩‍👧", "שלום", "é", "_", "9" * 400, "٣", "[a:b:3]", "[x|y]", "[:c:.5]", "1e999"]),
-    st.text(max_size=5)), max_size=60).map("".join)
+from tests.prompts.texts import SYNTAX
 
 
 @pytest.mark.parametrize("text, pieces", [
