@@ -1,0 +1,96 @@
+"""What there is to choose from, as lists under A1111's names."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from modules.engine import Engine
+
+LATENT_MODES = (
+    "Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)", "Latent (nearest)", "Latent (nearest-exact)",
+)
+
+
+def routes(engine: Engine) -> APIRouter:
+    """The lists under /sdapi/v1. Lists of features that are not here yet are empty."""
+    router = APIRouter()
+    _models(router, engine)
+    _methods(router, engine)
+    _nothing_yet(router)
+    return router
+
+
+def _models(router: APIRouter, engine: Engine) -> None:
+    @router.get("/sd-models")
+    def sd_models() -> list[dict[str, Any]]:
+        return [{"title": entry.title, "model_name": entry.model_name, "hash": entry.shorthash or None, "sha256": entry.sha256 or None,
+                 "filename": homely(entry.path), "config": None} for entry in engine.tools.checkpoints()]
+
+    @router.get("/sd-vae")
+    def sd_vae() -> list[dict[str, Any]]:
+        return [{"model_name": Path(entry.path).name, "filename": homely(entry.path)} for entry in engine.tools.vaes()]
+
+    @router.post("/refresh-checkpoints")
+    def refresh_checkpoints() -> None:
+        engine.tools.checkpoints(refresh=True)
+
+    @router.post("/refresh-vae")
+    def refresh_vae() -> None:
+        engine.tools.vaes(refresh=True)
+
+    @router.post("/refresh-embeddings")
+    def refresh_embeddings() -> None:
+        return None
+
+    @router.post("/refresh-loras")
+    def refresh_loras() -> None:
+        return None
+
+
+def _methods(router: APIRouter, engine: Engine) -> None:
+    @router.get("/samplers")
+    def samplers() -> list[dict[str, Any]]:
+        return [{"name": entry.name, "aliases": list(entry.aliases), "options": dict(entry.options)} for entry in engine.tools.samplers()]
+
+    @router.get("/schedulers")
+    def schedulers() -> list[dict[str, Any]]:
+        return [{"name": entry.name, "label": entry.label, "aliases": list(entry.aliases) or None, "default_rho": entry.default_rho,
+                 "need_inner_model": entry.need_inner_model} for entry in engine.tools.schedulers()]
+
+    @router.get("/prompt-styles")
+    def prompt_styles() -> list[dict[str, Any]]:
+        return [{"name": style.name, "prompt": style.prompt, "negative_prompt": style.negative_prompt} for style in engine.tools.styles()]
+
+
+def _nothing_yet(router: APIRouter) -> None:
+    @router.get("/upscalers")
+    def upscalers() -> list[dict[str, Any]]:
+        return [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}]
+
+    @router.get("/latent-upscale-modes")
+    def latent_upscale_modes() -> list[dict[str, str]]:
+        return [{"name": name} for name in LATENT_MODES]
+
+    @router.get("/embeddings")
+    def embeddings() -> dict[str, dict[str, Any]]:
+        return {"loaded": {}, "skipped": {}}
+
+    @router.get("/scripts")
+    def scripts() -> dict[str, list[str]]:
+        return {"txt2img": [], "img2img": []}
+
+    for name in ("loras", "hypernetworks", "face-restorers", "realesrgan-models", "extensions", "script-info"):
+        router.add_api_route(f"/{name}", _empty, methods=["GET"], name=name)
+
+
+def _empty() -> list[Any]:
+    return []
+
+
+def homely(path: str | Path) -> str:
+    """A path with the home folder as ~, so that no listing tells a user's name."""
+    text = str(path)
+    home = str(Path.home())
+    return "~" + text[len(home):] if home != "/" and (text == home or text.startswith((home + "/", home + "\\"))) else text

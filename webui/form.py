@@ -1,0 +1,141 @@
+"""The controls of one tab, joined by name to the fields of a Request: made from the parameter table, read from it, pasted through it."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from modules.engine import Engine
+from modules.pipeline import parameters
+from modules.pipeline.request import Request
+
+# Ids as A1111 names its elements, where they are not the field's own name.
+IDS = MappingProxyType({"negative_prompt": "neg_prompt", "sampler": "sampling", "n_iter": "batch_count"})
+SETTINGS = MappingProxyType({
+    "checkpoint": "setting_sd_model_checkpoint", "vae": "setting_sd_vae", "clip_skip": "setting_CLIP_stop_at_last_layers",
+})
+
+Choices = Sequence[str]
+
+
+class Form:
+    """One tab's controls by the name of the Request field each of them fills.
+
+    names: the fields in the order in which their controls were added; `controls` in the same order, so that handlers which take
+    `form.controls` get their values in the order of `names`.
+    """
+
+    def __init__(self, engine: Engine, tab: str, defaults: Request) -> None:
+        """tab: what the elements' ids begin with; defaults: what the controls show first, and what an emptied one means."""
+        self.tab = tab
+        self.defaults = defaults
+        self._engine = engine
+        self._controls: dict[str, Component] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._controls)
+
+    @property
+    def controls(self) -> list[Component]:
+        return list(self._controls.values())
+
+    def __getitem__(self, field: str) -> Component:
+        return self._controls[field]
+
+    def add(self, field: str, control: Component) -> Component:
+        """Join a control to a field of Request. Raises RequestError for a field that no Request has."""
+        parameters.by_field(field)
+        self._controls[field] = control
+        return control
+
+    def make(self, field: str, **changes: Any) -> Component:
+        """The control that the table describes, joined to its field. changes: arguments of the component that differ here."""
+        return self.add(field, self.control(parameters.by_field(field), **changes))
+
+    def control(self, row: parameters.Parameter, **changes: Any) -> Component:
+        """A component for this row: a slider where the row shows a range, a list where it has choices, else a box to type in."""
+        value = shown(row, getattr(self.defaults, row.field))
+        given: dict[str, Any] = {"label": row.label, "value": value, "elem_id": self.element(row.field)}
+        if row.choices:
+            names = [*self.choices(row)]
+            many = row.kind == "list"
+            if not many and given["value"] not in names:
+                given["value"] = names[0] if names else None
+            return gr.Dropdown(**{**given, "choices": names, "multiselect": many or None, **changes})
+        if row.kind == "bool":
+            return gr.Checkbox(**{**given, **changes})
+        if row.shown is not None:
+            low, high = row.shown
+            return gr.Slider(**{**given, "minimum": low, "maximum": high, "step": row.step, "buttons": [], **changes})
+        return gr.Textbox(**{**given, "lines": 1, "max_lines": 1, **changes})
+
+    def element(self, field: str) -> str:
+        return SETTINGS.get(field) or f"{self.tab}_{IDS.get(field, field)}"
+
+    def choices(self, row: parameters.Parameter) -> Choices:
+        """The names that this row may take now."""
+        return self._engine.tools.choices(row.field)
+
+    def request(self, values: Sequence[Any]) -> Request:
+        """The values of `controls` as a Request, checked. Raises RequestError naming the first field that does not fit."""
+        taken = {}
+        for field, value in zip(self.names, values, strict=True):
+            row = parameters.by_field(field)
+            empty = value is None or (value == "" and row.kind in ("int", "float"))
+            taken[field] = getattr(self.defaults, field) if empty else parameters.coerce(row, value)
+        request = parameters.normal(Request(**taken))
+        parameters.check(request)
+        return request
+
+    def paste(self, fields: Mapping[str, Any]) -> list[Any]:
+        """One update a control, in the order of `controls`: what `fields` (Request fields) gives is set, all else stays as it is.
+
+        A name that is in no catalogue here leaves its control alone.
+        """
+        return [self._pasted(name, fields[name]) if name in fields else gr.skip() for name in self.names]
+
+    def _pasted(self, field: str, value: Any) -> Any:
+        row = parameters.by_field(field)
+        if row.choices and row.kind != "list":
+            name = nearest(str(value), self.choices(row))
+            return gr.skip() if name is None else gr.update(value=name)
+        if row.kind == "list":
+            return gr.update(value=[name for name in value if name in self.choices(row)])
+        if row.shown is not None and value is not None:      # a value beyond the slider's ends moves them
+            low, high = row.shown
+            return gr.update(value=value, minimum=min(low, value), maximum=max(high, value))
+        return gr.update(value=shown(row, value))
+
+    def values(self, request: Request, *, without: Sequence[str] = ()) -> list[Any]:
+        """Updates that show a Request in the controls, but for the fields named in `without`."""
+        return self.paste({name: getattr(request, name) for name in self.names if name not in without})
+
+
+def shown(row: parameters.Parameter, value: Any) -> Any:
+    """A field's value as its control holds it. Integers without a slider are text: a browser's numbers end at 2 ** 53, seeds at 2 ** 64."""
+    if isinstance(value, tuple):
+        return list(value)
+    if value is None:
+        return None if row.shown is not None else ""
+    if row.kind in ("int", "float") and row.shown is None:
+        return parameters.number(value)
+    return value
+
+
+def nearest(name: str, choices: Choices) -> str | None:
+    """The choice that is meant: the name itself, the same in another case, or the one title that holds the bracketed hash or the name."""
+    if name in choices:
+        return name
+    wanted = name.casefold()
+    for choice in choices:
+        if choice.casefold() == wanted:
+            return choice
+    mark = name[name.rindex("["):] if name.endswith("]") and "[" in name else ""
+    if mark:
+        return next((choice for choice in choices if choice.endswith(mark)), None)
+    stem = [choice for choice in choices if choice.casefold().split(" [")[0].rsplit(".", 1)[0] == wanted]
+    return stem[0] if len(stem) == 1 else None

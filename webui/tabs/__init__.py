@@ -1,0 +1,49 @@
+"""The page: a header line and one tab for each thing to do.
+
+Two functions for whoever mounts it:
+
+    blocks = page(engine, flags)
+    gr.mount_gradio_app(app, blocks, path="/", **mounting(engine, flags))
+
+A tab is `build(engine, form, ...)` in its own file: layout above, wiring below, work elsewhere.
+"""
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from modules.engine import Engine
+from modules.pipeline.request import Request
+from webui.form import Form
+from webui.parts import header
+from webui.parts.theme import theme
+from webui.tabs import png_info, txt2img
+
+STATIC = Path(__file__).resolve().parent.parent / "static"
+
+
+def page(engine: Engine, flags: Any) -> gr.Blocks:
+    """The whole page. Building it starts nothing and serves nothing."""
+    width, height = header.native_size(engine, header.chosen_checkpoint(engine))
+    with gr.Blocks(title="Easel", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
+        form = Form(engine, "txt2img", Request(width=width, height=height))
+        top = header.build(engine, form)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            draw = txt2img.build(engine, form)
+            info = png_info.build()
+        header.wire(engine, top, blocks)
+        txt2img.wire(engine, form, top, draw, blocks)
+        png_info.wire(engine, form, info, draw.stage, tabs)
+    return blocks
+
+
+def mounting(engine: Engine, flags: Any) -> Mapping[str, Any]:
+    """What gr.mount_gradio_app is to be told beside the page and its path: theme, style, script, and which folder pictures come from."""
+    # Served from where they lie: the gallery hands out the saved files themselves, not copies.
+    gr.set_static_paths([engine.paths.outputs, engine.paths.spool, STATIC])
+    return {
+        "theme": theme(), "css_paths": [STATIC / "style.css"], "head_paths": [STATIC / "head.html"],
+        "footer_links": [], "run_history": False, "show_error": True, "max_file_size": "64mb",
+        "favicon_path": str(STATIC / "favicon.svg"), "pwa": False, "mcp_server": False, "enable_monitoring": False, "ssr_mode": False,
+    }
