@@ -60,7 +60,7 @@ class Paths:
             outputs=data / "outputs", database=data / "easel.db", settings_file=data / "settings.json",
             styles_file=data / "styles.csv", hashes_file=data / "cache" / "hashes.json",
             cache=data / "cache", spool=data / "spool",
-            builtin_models=(base / "modules" / "demo" / "storybook.safetensors",),
+            builtin_models=tuple(base / "modules" / "demo" / name for name in ("storybook.safetensors", "stand-in.safetensors")),
         )
 
     def make(self) -> None:
