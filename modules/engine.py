@@ -59,7 +59,8 @@ class Engine:
         self._extensions = tuple(extensions)
         self._spine = spine
         self._whole_queue = whole_queue
-        self._residency: Any = None                         # made in the worker's thread; touched by it alone
+        self._residency: Any = None                         # these two are made in the worker's thread and touched by it alone
+        self._encodings: Any = None
         self._guard = threading.RLock()
         self._live: dict[str, Job] = {}                     # waiting and running
         self._known: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
@@ -219,24 +220,28 @@ class Engine:
         request = job.request
         resources = Resources(
             settings=settings, models=self._models(), adapters=None, upscalers=None, styles=self._library.styles(),
-            tokenizer=self._library.tokenizer, encodings=self._library.encodings,
+            tokenizer=None if self._spine else self._library.tokenizer, encodings=self._library.encodings,
             extensions=self._extensions, progress=job.live, done=done, deliver=self._delivery.deliver(job, settings))
         result = self._generate()(request, resources)
         return self._delivery.joined(job, result) if done else result
 
     def _generate(self) -> Spine:
+        """The spine; imports torch."""
         if self._spine is not None:
             return self._spine
-        from modules.pipeline.generate import generate      # torch: kept off the start
+        from modules.pipeline.generate import generate
         return generate
 
     def _models(self) -> Any:
+        """The one loaded model's keeper; imports torch."""
         if self._residency is None and self._spine is None:
             self.note("torch", "loading")
-            from modules.checkpoints.residency import Residency     # torch: kept off the start
+            from modules.checkpoints.residency import Residency
             from modules.core import hardware
+            from modules.prompts.encode import EncodeCache
             device = hardware.device()
             self._residency = Residency(self._library.shelf, device, hardware.dtype(device))
+            self._encodings = EncodeCache()
             self.note("torch", "ready")
         return self._residency
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules.core.errors import NotFoundError, SettingsError, WebUIError
+from modules.core.errors import CheckpointError, NotFoundError, SettingsError, WebUIError
 from modules.core.hashing import Hashes
 from modules.core.options import BY_KEY
 from modules.core.paths import Paths
@@ -19,8 +19,9 @@ from modules.imaging import metadata
 from modules.jobs.delivery import Delivery
 from modules.jobs.job import Job
 from modules.jobs.store import JobRow, Store
-from modules.pipeline import infotext, parameters
-from modules.pipeline.request import Request
+from modules.pipeline import infotext, parameters, provenance
+from modules.pipeline.request import Request, Result
+from modules.prompts import styles
 from modules.sampling import catalogue
 
 
@@ -29,6 +30,7 @@ class Library:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
+        self._hashes = Hashes(paths.hashes_file)
         self._lock = threading.RLock()
         self._shelf: Any = None
         self._tokenizer: Any = None
@@ -36,19 +38,19 @@ class Library:
 
     @property
     def shelf(self) -> Any:
-        """checkpoints.shelf.Shelf"""
+        """checkpoints.shelf.Shelf; its room may import torch."""
         with self._lock:
             if self._shelf is None:
-                from modules.checkpoints.shelf import Shelf     # kept off the start
-                self._shelf = Shelf(self._paths, Hashes(self._paths.hashes_file))
+                from modules.checkpoints.shelf import Shelf
+                self._shelf = Shelf(self._paths, self._hashes)
             return self._shelf
 
     @property
     def tokenizer(self) -> Any:
-        """prompts.tokens.Tokenizer"""
+        """prompts.tokens.Tokenizer; reads the vocabulary file."""
         with self._lock:
             if self._tokenizer is None:
-                from modules.prompts.tokens import Tokenizer    # loads the vocabulary
+                from modules.prompts.tokens import Tokenizer  # tokenizers: kept off the start
                 self._tokenizer = Tokenizer()
             return self._tokenizer
 
@@ -63,7 +65,6 @@ class Library:
 
     def styles(self) -> dict[str, Any]:
         """Style by name, as the styles file has them now."""
-        from modules.prompts import styles                      # peers of prompts may load torch
         return {style.name: style for style in styles.read(self._paths.styles_file)}
 
     def choose_checkpoint(self, asked: str, chosen: str) -> tuple[str, tuple[str, ...]]:
@@ -87,8 +88,32 @@ class Library:
         if not entries:
             folder = self._paths.checkpoints[0]
             raise NotFoundError(f"There is no model to draw with; put a .safetensors checkpoint into {folder}.")
-        builtin = [entry for entry in entries if Path(entry.path) in self._paths.builtin_models]
+        builtin = [entry for entry in entries if entry.path in self._paths.builtin_models]
         return (builtin or list(entries))[0]
+
+    def find(self, kind: str, name: str, sha256: str) -> str:
+        """The shelf's name for a file that a picture names: the one of this hash (or beginning of it), else the one of this name.
+
+        kind: "checkpoint" or "vae". Files are hashed until the right one is found, those of the right name first.
+        Raises NotFoundError when there is neither.
+        """
+        entries = self.shelf.checkpoints() if kind == "checkpoint" else self.shelf.vaes()
+        stem = Path(name.replace("\\", "/")).name
+        named = [entry for entry in entries if stem and stem in (entry.name, entry.path.name, entry.base, entry.model_name)]
+        if sha256:
+            for entry in dict.fromkeys((*named, *entries)):
+                if self._has_hash(entry, sha256):
+                    return entry.name
+        if not named:
+            known = f" [{sha256[:10]}]" if sha256 else ""
+            raise NotFoundError(f"The {kind} {name or 'of the picture'}{known} is not here; put its file into the models folder.")
+        return named[0].name
+
+    def _has_hash(self, entry: Any, sha256: str) -> bool:
+        try:
+            return self._hashes.sha256(entry.path).startswith(sha256.lower())
+        except CheckpointError:
+            return False                                    # a file that cannot be read is not the one
 
     def choose_vae(self, name: str) -> str:
         """"Automatic", "None" or the name of a VAE file on the shelf. Raises NotFoundError."""
@@ -108,7 +133,8 @@ class Reading:
     items: Mapping[str, str]                                # other metadata
     width: int
     height: int
-    format: str
+    format: str                                             # PNG, JPEG, WEBP, GIF, AVIF
+    notices: tuple[str, ...] = ()                           # sentences about what could not be read
 
 
 class Tools:
@@ -234,30 +260,34 @@ class Tools:
 
     def token_count(self, text: str) -> tuple[int, int]:
         """(tokens, limit): how many tokens the prompt has, and how many fit into the chunks it fills (75, 150, ...)."""
-        from modules.prompts import tokens                      # loads the vocabulary
+        from modules.prompts import tokens  # tokenizers: kept off the start
         return tokens.count(text, self._library.tokenizer)
 
     def read_picture(self, source: bytes | str | Path) -> Reading:
         """What a picture file (its bytes, or its path) says about how it was made. Raises ImageMetaError when it is no picture."""
         found = metadata.read(source if isinstance(source, bytes) else Path(source))
         parsed = infotext.read(found.infotext)
+        record, notices = _record(found)
         return Reading(
-            infotext=found.infotext, fields=dict(parsed.fields), request=self._fields_of(found, parsed), record=_record(found),
-            items=dict(found.items), width=found.width, height=found.height, format=found.format)
+            infotext=found.infotext, fields=dict(parsed.fields), request=_request(record, parsed) if found.infotext or record else {},
+            record=record, items=dict(found.items), width=found.width, height=found.height, format=found.format,
+            notices=(*found.notices, *notices))
 
-    def _fields_of(self, found: Any, parsed: Any) -> Mapping[str, Any]:
-        return infotext.request_of(parsed) if found.infotext else {}
+    def replay(self, source: bytes | str | Path, progress: Callable[[Job], None] | None = None) -> Any:
+        """Make the picture again from what it says and compare: a pipeline.replay.Verdict.
 
-    def replay(self, source: bytes | str | Path) -> Any:
-        """Make the picture again from what it says and compare: pipeline.replay.Verdict. Blocks for as long as a job takes."""
-        from modules.pipeline import replay                     # reads pixels
-        return replay.replay(source, self._run_unsaved, self._facts)
+        Blocks for as long as a job or two take. What is made is not saved.
+        progress: called with each job that is submitted for it, so that it can be watched or cancelled.
+        """
+        from modules.pipeline import replay  # numpy: kept off the start
 
-    def _run_unsaved(self, request: Request) -> Any:
-        return self._submit(request, save=False).result()
+        def run(request: Request) -> Result:
+            job = self._submit(request, save=False)
+            if progress:
+                progress(job)
+            return job.result()
 
-    def _facts(self, request: Request) -> Mapping[str, Any]:
-        raise NotImplementedError
+        return replay.replay(source, run, self._library.find)
 
     # ---- the machine and the past
 
@@ -283,9 +313,19 @@ def _as_field(field: str, value: Any) -> Any:
     return "jpg" if field == "image_format" and value == "jpeg" else value
 
 
-def _record(found: Any) -> Mapping[str, Any] | None:
-    from modules.pipeline import provenance
+def _record(found: metadata.Metadata) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:
     try:
-        return provenance.read(found.record) if found.record else None
-    except WebUIError:
-        return None
+        return (provenance.read(found.record), ()) if found.record else (None, ())
+    except WebUIError as error:
+        return None, (str(error),)
+
+
+def _request(record: Mapping[str, Any] | None, parsed: infotext.Parsed) -> dict[str, Any]:
+    """Request fields of one picture: by its record where it has a sound one, else by the text."""
+    if record is not None:
+        try:
+            alone = provenance.alone(record)
+            return {row.field: getattr(alone, row.field) for row in parameters.PARAMETERS}
+        except WebUIError:
+            pass                                            # made by another version: the text is what is left
+    return infotext.fields_of(parsed, defaults=True)

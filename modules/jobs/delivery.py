@@ -4,23 +4,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import logging
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 from PIL import Image
 
 from modules.core.errors import NotFoundError
 from modules.core.files import write_atomically
-from modules.core.paths import Paths, safe_join
+from modules.core.paths import Paths, relative_components, safe_join
 from modules.core.settings import Settings
-from modules.imaging import save
+from modules.imaging import metadata
+from modules.imaging.names import Naming
 from modules.jobs.job import Job
 from modules.jobs.store import PictureRow, Store
 from modules.pipeline import infotext, provenance
 from modules.pipeline.request import Picture, Result
 
-log = logging.getLogger("easel.jobs")
 SPOOL_FILES = 2_000                                         # pictures kept for fetching by job id
 SPOOL_BYTES = 2 << 30
 
@@ -41,9 +41,8 @@ class Delivery:
         It raises DiskFullError or SaveError; nothing half-written stays.
         """
         def one(picture: Picture) -> Picture:
-            format = job.request.image_format
-            file = save.encode(picture.image, picture.infotext, provenance.write(picture.record) if picture.record else "", format)
-            wanted = job.save and (picture.complete or settings["save_incomplete_images"])
+            file = self._encoded(job, picture, settings)
+            wanted = job.save and settings["samples_save"] and (picture.complete or settings["save_incomplete_images"])
             path = self._save(job, picture, file, settings) if wanted else self._spool(job, picture, file)
             kept = dataclasses.replace(picture, file=file, sha256=hashlib.sha256(file).hexdigest(), path=path if wanted else None)
             self._store.add_picture(PictureRow(
@@ -53,12 +52,39 @@ class Delivery:
             return kept
         return one
 
+    def _encoded(self, job: Job, picture: Picture, settings: Settings) -> bytes:
+        from modules.imaging import save  # torch: kept off the start
+        told = settings["enable_pnginfo"]
+        return save.encode(
+            picture.image, picture.infotext if told else "", provenance.write(picture.record) if told and picture.record else "",
+            job.request.image_format, quality=settings["jpeg_quality"], lossless=settings["webp_lossless"])
+
     def _save(self, job: Job, picture: Picture, file: bytes, settings: Settings) -> Path:
-        raise NotImplementedError
+        from modules.imaging import save  # torch: kept off the start
+        root = safe_join(self._paths.data, *relative_components(settings["outdir_samples"] or settings["outdir_txt2img_samples"]))
+        path = save.save(
+            file, root, self._naming(job, picture), pattern=settings["samples_filename_pattern"],
+            folders=settings["directories_filename_pattern"] if settings["save_to_dirs"] else "",
+            add_number=settings["save_images_add_number"])
+        if settings["save_txt"]:
+            write_atomically(path.with_suffix(".txt"), picture.infotext.encode("utf-8", "replace"))
+        return path
+
+    @staticmethod
+    def _naming(job: Job, picture: Picture) -> Naming:
+        request, model = job.request, picture.record.get("model", {})
+        return Naming(
+            now=datetime.now(), started=datetime.fromtimestamp(job.created), seed=picture.seed, prompt=picture.prompt,
+            negative_prompt=picture.negative_prompt, styles=request.styles, steps=request.steps, cfg_scale=request.cfg_scale,
+            sampler=request.sampler, scheduler=request.scheduler, width=picture.image.width, height=picture.image.height,
+            clip_skip=request.clip_skip, model_name=model.get("name", ""), model_hash=(model.get("sha256") or "")[:10],
+            vae_name=(picture.record.get("vae") or {}).get("name", ""), batch_number=picture.index // request.batch_size + 1,
+            batch_size=request.batch_size, generation_number=picture.index + 1)
 
     def _spool(self, job: Job, picture: Picture, file: bytes) -> Path:
         self._spool_grew = True
-        path = safe_join(self._paths.spool, f"{job.id}-{picture.index}.{job.request.image_format}")
+        ending = {"JPEG": "jpg"}.get(format := metadata.format_of(file), format.lower())
+        path = safe_join(self._paths.spool, f"{job.id}-{picture.index}.{ending}")
         return write_atomically(path, file)
 
     def file_of(self, row: PictureRow) -> Path:

@@ -105,11 +105,19 @@ class Job:
         if self.state == states.RUNNING:
             self.live.skip()
 
-    def end(self, result: Result | None) -> None:
-        """The worker's word that its end stands in the store; wakes everybody who waits."""
-        self._now()
+    def end(self, result: Result | None, fallback: JobRow | None = None) -> None:
+        """The worker's word that its end stands in the store; wakes everybody who waits.
+
+        fallback: its end when the store could not take it.
+        """
+        self._row = fallback or self._now()
         with contextlib.suppress(concurrent.futures.InvalidStateError):    # the program closed first and said so
             self._ended.set_result(result)
+
+    @property
+    def row(self) -> JobRow:
+        """As it stands in the table."""
+        return self._now()
 
     def _now(self) -> JobRow:
         if not self._ended.done():

@@ -80,14 +80,14 @@ def _read(path: Path) -> Holder | None:
 def _take(file: int) -> bool:
     """Lock without waiting; False when another process holds it."""
     if sys.platform == "win32":
-        import msvcrt                                       # this system only
+        import msvcrt  # this system only
         os.lseek(file, FAR, os.SEEK_SET)
         try:
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
-    import fcntl                                            # this system only
+    import fcntl  # this system only
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -152,7 +152,8 @@ class Store:
             if self._count(db, PENDING) >= self.cap:
                 raise BusyError(f"The queue is full ({self.cap} jobs wait); try again when some are done.")
             db.execute(
-                "INSERT INTO jobs (id, task_id, kind, request, settings, save, state, created, warnings) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (id, task_id, kind, request, settings, save, state, created, warnings)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job, task_id, kind, body, _text(dict(settings)), int(save), PENDING, time.time(), _text(list(warnings))))
             return self._job(db, job)
 
@@ -167,7 +168,10 @@ class Store:
             return self._job(db, job)
 
     def finish(self, job: str, state: str, *, error_code: str = "", error: str = "", warnings: Sequence[str] = ()) -> bool:
-        """End a running job; its warnings are added to those of its entering. False when it had already ended: an end is reached once and stays."""
+        """End a running job; its warnings are added to those of its entering.
+
+        False when it had already ended: an end is reached once and stays.
+        """
         assert state in ENDS, state
         with self._transaction() as db:
             row = self._job(db, job)

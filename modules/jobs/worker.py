@@ -1,8 +1,12 @@
 """The one thread that makes pictures: it claims the oldest waiting job, runs it, and writes its end. One of the four doors that catch."""
 from __future__ import annotations
 
+import dataclasses
+import errno
 import logging
+import sqlite3
 import threading
+import time
 from collections.abc import Callable
 
 from modules.core.errors import Cancelled, DiskFullError, OutOfMemoryError, WebUIError
@@ -114,11 +118,18 @@ class Worker:
 
     def _write_end(self, job: Job, state: str, error: WebUIError | None, result: Result | None) -> None:
         warnings = result.warnings if result else ()
+        code, sentence = (error.code, str(error)) if error else ("", "")
+        unwritten = None
         try:
-            self._finish(job.id, state, error_code=error.code if error else "", error=str(error) if error else "", warnings=warnings)
-        except Exception:                                   # e.g. no room for the row; the next start will find the job as interrupted
+            self._finish(job.id, state, error_code=code, error=sentence, warnings=warnings)
+        except Exception as raised:                         # no room for the row: the next start will find the job as interrupted
             log.exception("the end of job %s could not be written", job.id)
-        job.end(result)
+            unwritten = sentence_of(raised)
+        fallback = None
+        if unwritten is not None:
+            error = error or unwritten
+            fallback = dataclasses.replace(job.row, state=states.FAILED, error_code=error.code, error=str(error), ended=time.time())
+        job.end(result, fallback)
 
 
 def _short(result: Result) -> bool:
@@ -133,7 +144,8 @@ def sentence_of(raised: BaseException) -> WebUIError:
         return raised
     if isinstance(raised, MemoryError) or type(raised).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(raised):
         return OutOfMemoryError("The memory is full; choose a smaller width and height or a smaller batch, or close other programs.")
-    if isinstance(raised, OSError) and raised.errno in (28, 122):               # ENOSPC, EDQUOT
+    full = isinstance(raised, OSError) and raised.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(raised, sqlite3.Error) and "full" in str(raised)):
         return DiskFullError("The disk is full, so the picture could not be saved; make room and resume the job.")
     first_line = (str(raised).strip().splitlines() or [""])[0][:200]
     error = WebUIError(f"Something inside Easel failed ({type(raised).__name__}: {first_line}); the log has the details.")
