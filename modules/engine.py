@@ -39,11 +39,12 @@ class Engine:
 
     paths: where things lie. extensions: values handed to the pipeline. whole_queue: False = leave alone what waits from earlier runs (the
     command line does). spine: another function in place of pipeline.generate, for tests of faults. address: where a server will answer.
+    deterministic: every request is made one picture at a time.
     Raises BusyError when another Easel holds the data folder, SaveError when it cannot be written.
     """
 
     def __init__(self, paths: Paths, *, extensions: Sequence[Any] = (), whole_queue: bool = True, spine: Spine | None = None,
-                 address: str = "") -> None:
+                 address: str = "", deterministic: bool = False) -> None:
         self.paths = paths
         paths.make()
         self._lock = Lock(paths.data)
@@ -59,6 +60,7 @@ class Engine:
         self._extensions = tuple(extensions)
         self._spine = spine
         self._whole_queue = whole_queue
+        self._deterministic = deterministic
         self._residency: Any = None                         # these two are made in the worker's thread and touched by it alone
         self._encodings: Any = None
         self._guard = threading.RLock()
@@ -184,8 +186,8 @@ class Engine:
         return dataclasses.replace(
             request, sampler=sampler, scheduler=scheduler, checkpoint=checkpoint,
             vae=self._library.choose_vae(request.vae or settings["sd_vae"]),
-            seed=request.seed if request.seed >= 0 else secrets.randbelow(SEEDS),
-            subseed=request.subseed if request.subseed >= 0 else secrets.randbelow(SEEDS),
+            seed=request.seed if request.seed >= 0 else secrets.randbelow(SEEDS), subseed=_subseed(request),
+            deterministic=request.deterministic or self._deterministic,
         ), warnings
 
     def _handle(self, row: JobRow) -> Job:
@@ -273,6 +275,13 @@ class Engine:
         for row in rows:
             log.warning("Job %s was interrupted when the program ended; it is %s.", row.id, row.state)
         return tuple(row.id for row in rows)
+
+
+def _subseed(request: Request) -> int:
+    """The variation seed. One that is not used stays 0 instead of being drawn, so that equal requests give equal files."""
+    if request.subseed >= 0:
+        return request.subseed
+    return secrets.randbelow(SEEDS) if request.subseed_strength else 0
 
 
 def as_json_changed(settings: Settings) -> dict[str, Any]:
