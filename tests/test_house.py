@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"core", "networks"}, {"sampling", "imaging"}, {"families", "prompts"}, {"checkpoints"}, {"adapters", "upscaling"},
-    {"pipeline", "training"}, {"jobs", "demo"}, {"engine", "extension_loader"}, {"client"}, {"webui", "compat", "cli"}, {"launch"},
+    {"pipeline", "training"}, {"jobs", "demo"}, {"tools"}, {"engine", "extension_loader"}, {"client"}, {"webui", "compat", "cli"}, {"launch"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 FACES = {"webui", "cli"}
@@ -28,6 +28,8 @@ def sources() -> list[Path]:
 
 def room_of(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
+    if parts[:2] == ("modules", "__init__"):
+        return "modules"
     return parts[1] if parts[0] == "modules" and len(parts) > 1 else parts[0]
 
 
