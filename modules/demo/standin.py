@@ -18,7 +18,7 @@ from modules.networks.unet import Level, UNet, UNetConfig
 FILE = Path(__file__).with_name("stand-in.safetensors")
 CONTEXT = 32                                                # width of a text token; the vocabulary's 49,408 rows are most of the file
 METADATA = {
-    "modelspec.title": "Stand-in", "modelspec.prediction_type": "epsilon", "easel.standin": "true", "easel.native_size": "128",
+    "modelspec.title": "Stand-in", "modelspec.prediction_type": "epsilon", "easel.standin": "true", "modelspec.resolution": "128x128",
     "modelspec.description": "Random weights in the true layout. Its pictures are noise until the embedded model is trained.",
 }
 
