@@ -20,13 +20,15 @@ from modules.core.settings import Settings, SettingsFile, as_json
 from modules.jobs import store as states
 from modules.jobs.delivery import Delivery
 from modules.jobs.job import Job
-from modules.jobs.lock import Lock
+from modules.jobs.lock import Lock, holder
 from modules.jobs.store import JobRow, Store
 from modules.jobs.worker import Worker
 from modules.pipeline import parameters
 from modules.pipeline.request import Request, Resources, Result
 from modules.sampling import catalogue
-from modules.tools import Library, Tools
+from modules.tools import Library, Tools, request_with
+
+__all__ = ["Engine", "Job", "Library", "history", "request_with", "serving"]    # what faces may take from here
 
 log = logging.getLogger("easel.engine")
 Spine = Callable[[Request, Resources], Result]
@@ -287,3 +289,20 @@ def _subseed(request: Request) -> int:
 def as_json_changed(settings: Settings) -> dict[str, Any]:
     """What differs from the default settings, as JSON values."""
     return as_json(settings.changed())
+
+
+def serving(paths: Paths) -> str:
+    """The address of the Easel that holds this data folder now; "" when none does or it serves no page."""
+    held = holder(paths.data)
+    return held.address if held else ""
+
+
+def history(paths: Paths, limit: int = 50) -> tuple[JobRow, ...]:
+    """The newest jobs of a data folder, newest first, whoever holds it."""
+    if not paths.database.exists():
+        return ()
+    store = Store(paths.database)
+    try:
+        return store.jobs(limit=limit)
+    finally:
+        store.close()

@@ -242,19 +242,7 @@ class Tools:
         overrides: settings for this request only. api: fields that are not named have the API's defaults where those differ.
         Raises RequestError naming the field, SettingsError.
         """
-        settings = self._settings.snapshot(overrides)
-        fields: dict[str, Any] = {}
-        for row in parameters.PARAMETERS:
-            if row.field in values:
-                fields[row.field] = parameters.coerce(row, values[row.field])
-            elif row.setting and row.field not in ("checkpoint", "vae"):
-                fields[row.field] = parameters.coerce(row, _as_field(row.field, settings[row.setting]))
-            elif api and row.api_default is not None:
-                fields[row.field] = row.api_default
-        for name in ("extra", "notes"):
-            if name in values:
-                fields[name] = dict(values[name])
-        return Request(**fields)
+        return request_with(values, self._settings.snapshot(overrides), api=api)
 
     # ---- texts and pictures
 
@@ -309,8 +297,18 @@ class Tools:
         return self._settings.warnings
 
 
-def _as_field(field: str, value: Any) -> Any:
-    return "jpg" if field == "image_format" and value == "jpeg" else value
+def request_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api: bool = False) -> Request:
+    """A Request of these fields, the rest as `settings` has it (as far as it knows), see Tools.request."""
+    fields: dict[str, Any] = {}
+    for row in parameters.PARAMETERS:
+        if row.field in values:
+            fields[row.field] = parameters.coerce(row, values[row.field])
+        elif row.setting in settings and row.field not in ("checkpoint", "vae"):
+            value = settings[row.setting]
+            fields[row.field] = parameters.coerce(row, "jpg" if value == "jpeg" else value)
+        elif api and row.api_default is not None:
+            fields[row.field] = row.api_default
+    return Request(**fields, **{name: dict(values[name]) for name in ("extra", "notes") if name in values})
 
 
 def _record(found: metadata.Metadata) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:

@@ -6,7 +6,7 @@ made alone; should that not give every bit (sums in a batch may round otherwise)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -84,6 +84,17 @@ def _bytes(path: Path) -> bytes:
         raise ReplayError(f"{path} cannot be read ({error.strerror}).") from error
 
 
+def remade(request: Request, files: Iterable[tuple[int, str, bool, bytes]]) -> Result:
+    """A Result from picture files alone (index, infotext, complete, bytes), as another machine sent them."""
+    pictures = []
+    for index, text, complete, file in files:
+        found = metadata.read(file)
+        pictures.append(Picture(
+            index=index, seed=0, subseed=0, prompt="", negative_prompt="", image=metadata.pixels(file), infotext=text,
+            record=record_in(found) or {}, complete=complete, file=file))
+    return Result(request=request, pictures=tuple(pictures))
+
+
 # ---- by the record
 
 def _from_record(file: bytes, record: Mapping[str, Any], run: Run, find: Find) -> Verdict:
@@ -99,7 +110,7 @@ def _from_record(file: bytes, record: Mapping[str, Any], run: Run, find: Find) -
         again = _only(run(together), position)
         if compare(file, again.file) == (0, 0):
             asked, made, errors = together, again, (0.0, 0.0)
-    differences = tuple(_record_differences(record, made.record, asked))
+    differences = tuple(_record_differences(record, _told(made), asked))
     return _verdict(errors, differences, "The picture")
 
 
@@ -113,6 +124,11 @@ def _only(result: Result, index: int) -> Picture:
         if picture.index == index and picture.complete:
             return picture
     raise ReplayError("The replay was stopped before it gave a picture.")
+
+
+def _told(made: Picture) -> Mapping[str, Any]:
+    """The record inside the new file; a picture read back from disk has it nowhere else."""
+    return made.record or record_in(metadata.read(made.file)) or {}
 
 
 def _in_batch(record: Mapping[str, Any]) -> bool:

@@ -1,0 +1,430 @@
+"""The command line: words to pictures without a page. Its flags are made from the table of parameters.
+
+The work is done by an Engine of its own, by the Easel that already holds the data folder, or by the one at --server.
+Exit codes: 0 done, 1 a sentence says what failed, 2 the command line is wrong, 130 stopped by Ctrl-C; replay has its own.
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import dataclasses
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from modules import client as remote
+from modules.core.errors import BusyError, NotFoundError, RequestError, SaveError, WebUIError
+from modules.core.files import write_atomically
+from modules.core.paths import Paths
+from modules.core.settings import SettingsFile
+from modules.engine import Engine, Library, history, request_with, serving
+from modules.imaging import metadata
+from modules.pipeline import infotext, parameters
+
+LOOK = 0.1                                                  # seconds between two progress lines
+FORMATS = (("jpeg", "jpg"), ("jpg", "jpg"), ("png", "png"), ("webp", "webp"))
+REPLAY_CANNOT = 2
+
+
+def main(argv: Sequence[str], paths: Paths) -> int:
+    """Run one command (its name first). Returns the exit code; a wrong command line leaves with SystemExit(2)."""
+    flags = parser().parse_args(list(argv))
+    with _log_to(paths), _terminable():
+        try:
+            return flags.run(flags, paths)
+        except WebUIError as error:
+            _say(str(error))
+            return REPLAY_CANNOT if flags.command == "replay" else 1
+        except KeyboardInterrupt:
+            _say("Stopped.")
+            return 130
+        except BrokenPipeError:                             # the reader of our output went away
+            return 1
+
+
+# ---- flags
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    made = argparse.ArgumentParser(prog="launch.py", allow_abbrev=False)
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    draw = _command(commands, "txt2img", txt2img, "make pictures from words")
+    draw.add_argument("prompt", help="what the picture shows")
+    draw.add_argument("-o", "--output", type=Path, metavar="FILE",
+                      help="write the picture here instead of the outputs folder; further ones get -2, -3 ... before the ending")
+    draw.add_argument("--json", action="store_true", help="print what was made as JSON")
+    _parameters(draw)
+    info = _command(commands, "png-info", png_info, "print what a picture says about how it was made")
+    info.add_argument("file", type=Path)
+    info.add_argument("--json", action="store_true", help="print all of it as JSON, the record included")
+    again = _command(commands, "replay", replay, "make a picture again: exit code 0 identical, 1 different, 2 cannot")
+    again.add_argument("file", type=Path)
+    again.add_argument("--json", action="store_true", help="print the verdict as JSON")
+    listed = _command(commands, "models", models, "list the checkpoints and VAEs that were found")
+    listed.add_argument("--json", action="store_true", help="print the list as JSON")
+    past = _command(commands, "jobs", jobs, "list the newest jobs and their states")
+    past.add_argument("--limit", type=int, default=20, metavar="N")
+    past.add_argument("--json", action="store_true", help="print the list as JSON")
+    up = _command(commands, "resume", resume, "take an unfinished job up at its first missing picture")
+    up.add_argument("id")
+    up.add_argument("--force", action="store_true", help="even if the program ended twice while it ran")
+    up.add_argument("--json", action="store_true", help="print what was made as JSON")
+    for command in (draw, again, up):
+        command.add_argument("--server", metavar="URL", help="let the Easel at this address do the work")
+        command.add_argument("--auth", metavar="USER:PASSWORD", help="credentials for that server")
+        command.add_argument("--quiet", action="store_true", help="no progress line")
+    return made
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
+    made.set_defaults(run=run)
+    return made
+
+
+def _parameters(made: argparse.ArgumentParser) -> None:
+    """A flag for each row of the table. Values stay texts here; the table turns them into numbers and refuses what does not fit."""
+    groups: dict[str, Any] = {}
+    for row in parameters.PARAMETERS:
+        if row.field == "prompt":
+            continue
+        group = groups.setdefault(row.section, made.add_argument_group(row.section))
+        name, text = f"--{row.field.replace('_', '-')}", row.help.replace("%", "%%")
+        if row.kind == "bool":
+            group.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif row.kind == "list":
+            group.add_argument(name, action="append", metavar="NAME", help=text)
+        else:
+            shown = "{" + ",".join(row.choices) + "}" if isinstance(row.choices, tuple) and row.choices else row.kind.upper()
+            group.add_argument(name, metavar=shown, help=text)
+
+
+def _values(flags: argparse.Namespace) -> dict[str, Any]:
+    """The Request fields that were given."""
+    given = vars(flags)
+    values = {row.field: given[row.field] for row in parameters.PARAMETERS if given.get(row.field) is not None}
+    ending = flags.output.suffix.lower().lstrip(".") if flags.output else ""
+    if ending and "image_format" not in values:
+        if ending not in dict(FORMATS):
+            raise RequestError(f"“{flags.output.name}” does not end in .png, .jpg or .webp; choose one of them.", field="image_format")
+        values["image_format"] = dict(FORMATS)[ending]
+    return values
+
+
+# ---- commands
+
+def txt2img(flags: argparse.Namespace, paths: Paths) -> int:
+    values = _values(flags)
+    with _maker(flags, paths) as maker:
+        made = maker.make(values, save=flags.output is None, show=_shower(flags))
+    return _tell(made, flags, flags.output)
+
+
+def resume(flags: argparse.Namespace, paths: Paths) -> int:
+    with _maker(flags, paths) as maker:
+        made = maker.resume(flags.id, flags.force, show=_shower(flags))
+    return _tell(made, flags, None)
+
+
+def replay(flags: argparse.Namespace, paths: Paths) -> int:
+    file = _bytes(flags.file)
+    with _maker(flags, paths) as maker:
+        verdict = maker.replay(file, show=_shower(flags))
+    if flags.json:
+        _print_json({**dataclasses.asdict(verdict), "exit_code": verdict.exit_code})
+    else:
+        print(verdict.sentence)
+        if verdict.first_difference:
+            print(f"First difference: {verdict.first_difference}")
+    return verdict.exit_code
+
+
+def png_info(flags: argparse.Namespace, paths: Paths) -> int:
+    found = metadata.read(_bytes(flags.file))
+    if flags.json:
+        parsed = infotext.read(found.infotext)
+        record = json.loads(found.record) if found.record else None
+        _print_json({"info": found.infotext, "parameters": infotext.with_defaults(parsed) if found.infotext else {}, "record": record,
+                     "items": dict(found.items), "width": found.width, "height": found.height, "format": found.format,
+                     "notices": list(found.notices)})
+    else:
+        print(found.infotext or "The picture carries no parameters.")
+        if found.record:
+            print(f"Record: {found.record}")
+        for name, text in found.items.items():
+            print(f"{name}: {text}")
+    for notice in found.notices:
+        _say(notice)
+    return 0
+
+
+def models(flags: argparse.Namespace, paths: Paths) -> int:
+    shelf = Library(paths).shelf
+    listed = [(kind, entry) for kind, entries in (("checkpoint", shelf.checkpoints()), ("vae", shelf.vaes())) for entry in entries]
+    if flags.json:
+        _print_json([{"kind": kind, "title": entry.title, "name": entry.name, "path": str(entry.path), "sha256": entry.sha256}
+                     for kind, entry in listed])
+        return 0
+    for kind, entry in listed:
+        print(f"{kind:<12}{entry.title}  ({entry.path})")
+    if not listed:
+        print(f"No model was found; put a .safetensors checkpoint into {paths.checkpoints[0]}.")
+    return 0
+
+
+def jobs(flags: argparse.Namespace, paths: Paths) -> int:
+    rows = history(paths, max(1, flags.limit))
+    if flags.json:
+        _print_json([dataclasses.asdict(row) for row in rows])
+        return 0
+    for row in rows:
+        prompt = " ".join(str(row.request.get("prompt", "")).split())[:60]
+        print(f"{row.id}  {row.state:<12}{prompt}{'  ' + row.error if row.error else ''}")
+    if not rows:
+        print("There are no jobs yet.")
+    return 0
+
+
+# ---- who does the work
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a job gave. files: (index, seed, infotext, complete, bytes, path or None)."""
+
+    job: str
+    state: str
+    files: tuple[tuple[int, int, str, bool, bytes, Path | None], ...]
+    warnings: tuple[str, ...]
+
+
+class Show(Protocol):
+    def __call__(self, fraction: float, stage: str, eta: float | None, position: int) -> None: ...
+
+
+class Maker(Protocol):
+    """Either engine: our own or a server's."""
+
+    def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made: ...
+    def resume(self, job_id: str, force: bool, *, show: Show) -> Made: ...
+    def replay(self, file: bytes, *, show: Show) -> Any: ...
+
+
+@contextmanager
+def _maker(flags: argparse.Namespace, paths: Paths) -> Iterator[Maker]:
+    """--server; else an Engine of our own; else, when another Easel holds the data folder, that one."""
+    auth = _auth(flags.auth)
+    if flags.server:
+        with remote.Client(flags.server, auth=auth) as client:
+            yield _Remote(client, None)
+        return
+    try:
+        engine = Engine(paths, whole_queue=False)
+    except BusyError:
+        address = serving(paths)
+        if not address:
+            raise
+        with remote.Client(address, auth=auth) as client:
+            yield _Remote(client, SettingsFile(paths.settings_file))
+        return
+    try:
+        for warning in engine.tools.warnings():
+            _say(warning)
+        yield _Local(engine)
+    finally:
+        engine.close()
+
+
+def _auth(text: str | None) -> tuple[str, str] | None:
+    if not text:
+        return None
+    name, colon, password = text.partition(":")
+    if not colon:
+        raise RequestError("--auth takes USER:PASSWORD.", field="auth")
+    return name, password
+
+
+class _Local:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made:
+        return self._wait(self._engine.submit(self._engine.tools.request(values), save=save), show)
+
+    def resume(self, job_id: str, force: bool, *, show: Show) -> Made:
+        return self._wait(self._engine.resume(job_id, force=force), show)
+
+    def replay(self, file: bytes, *, show: Show) -> Any:
+        """In a thread, so that this one can watch and be interrupted."""
+        begun: list[Any] = []
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(self._engine.tools.replay(file, begun.append)), daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive():
+                thread.join(LOOK)
+                if begun:
+                    _show(begun[-1], show)
+        except KeyboardInterrupt:
+            if begun:
+                begun[-1].cancel()
+            raise
+        if not found:
+            raise WebUIError("The replay failed inside Easel; the log in the data folder has the details.")
+        return found[0]
+
+    def _wait(self, job: Any, show: Show) -> Made:
+        try:
+            while not job.ended:
+                try:
+                    job.result(LOOK)
+                except TimeoutError:
+                    _show(job, show)
+            result = job.result()
+        except KeyboardInterrupt:
+            job.cancel()
+            raise
+        _show(job, show)
+        return Made(job=job.id, state=job.state, warnings=tuple(dict.fromkeys((*result.warnings, *job.warnings))), files=tuple(
+            (one.index, one.seed, one.infotext, one.complete, one.file, one.path) for one in result.pictures))
+
+
+def _show(job: Any, show: Show) -> None:
+    view = job.progress
+    show(view.fraction, view.stage, view.eta, job.position)
+
+
+class _Remote:
+    """settings: the settings file of the data folder that the server holds; None = ask the server."""
+
+    def __init__(self, client: remote.Client, settings: SettingsFile | None) -> None:
+        self._client = client
+        self._settings = settings
+
+    def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made:
+        request = request_with(values, self._settings.read() if self._settings else self._options())
+        return self._wait(self._client.send(remote.submit(request, save=save)).id, show)
+
+    def resume(self, job_id: str, force: bool, *, show: Show) -> Made:
+        return self._wait(self._client.send(remote.resume(job_id, force=force)).id, show)
+
+    def replay(self, file: bytes, *, show: Show) -> Any:
+        return remote.replay(self._client, file, lambda job: show(job.fraction, job.stage, job.eta, job.position))
+
+    def _options(self) -> Mapping[str, Any]:
+        try:
+            return self._client.send(remote.options())
+        except NotFoundError:                               # served without --api: its own defaults are ours
+            return {}
+
+    def _wait(self, job_id: str, show: Show) -> Made:
+        try:
+            job = self._client.wait(job_id, lambda job: show(job.fraction, job.stage, job.eta, job.position))
+        except KeyboardInterrupt:
+            self._client.send(remote.cancel(job_id))
+            raise
+        if job.error:
+            raise job.error
+        if job.state not in ("done", "cancelled"):
+            raise BusyError(f"Easel stopped before job {job.id} was finished; resume it to make what is missing.")
+        files = tuple((one.index, one.seed, one.infotext, one.complete, self._client.send(remote.picture(job.id, one.index)), None)
+                      for one in job.pictures)
+        return Made(job=job.id, state=job.state, files=files, warnings=job.warnings)
+
+
+# ---- words
+
+def _tell(made: Made, flags: argparse.Namespace, output: Path | None) -> int:
+    """Write the files, say where they are. 0 when the job is done."""
+    told = []
+    for number, (index, seed, text, complete, file, path) in enumerate(made.files):
+        if output is not None:
+            path = output if number == 0 else output.with_stem(f"{output.stem}-{number + 1}")
+            write_atomically(path, file)
+        told.append({"index": index, "seed": seed, "complete": complete, "path": str(path) if path else None, "infotext": text,
+                     "file": None if path else base64.b64encode(file).decode("ascii")})
+    for warning in made.warnings:
+        _say(warning)
+    if flags.json:
+        _print_json({"job": made.job, "state": made.state, "pictures": told, "warnings": list(made.warnings)})
+    else:
+        for one in told:
+            where = one["path"] or f"job {made.job}, picture {one['index']}"
+            print(f"{where}  (seed {one['seed']}{'' if one['complete'] else ', incomplete'})")
+    if made.state != "done":
+        _say(f"The job was {made.state}; `resume {made.job}` makes what is missing.")
+        return 1
+    return 0
+
+
+def _shower(flags: argparse.Namespace) -> Show:
+    """A progress line on the terminal that is drawn over itself; nothing when errors go to a file."""
+    if flags.quiet or not sys.stderr.isatty():
+        return lambda fraction, stage, eta, position: None
+
+    def show(fraction: float, stage: str, eta: float | None, position: int) -> None:
+        words = f"{position + 1} in the queue" if position >= 0 else stage or "starting"
+        left = f", {eta:.0f} s left" if eta is not None and fraction < 1 else ""
+        sys.stderr.write(f"\r\x1b[K{fraction:4.0%} {words}{left}")
+        sys.stderr.flush()
+
+    return show
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(("\r\x1b[K" if sys.stderr.isatty() else "") + sentence + "\n")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read ({error.strerror}).") from error
+
+
+@contextmanager
+def _log_to(paths: Paths) -> Iterator[None]:
+    """Tracebacks go to a file; the terminal gets sentences."""
+    log = logging.getLogger("easel")
+    try:
+        folder = paths.data / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        handler: logging.Handler = logging.FileHandler(folder / "easel.log", encoding="utf-8", delay=True)
+    except OSError as error:
+        raise SaveError(f"The data folder {paths.data} cannot be written ({error.strerror}); choose another with --data-dir.") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
+        handler.close()
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends in order: the running job is marked as interrupted and can be resumed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
