@@ -95,8 +95,8 @@ def pixels(source: bytes | Path, most_pixels: int = MAX_PIXELS) -> Image.Image:
                     raise ImageMetaError(f"The picture has more than {most_pixels} pixels; make it smaller first.")
                 upright = ImageOps.exif_transpose(image)
                 return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error,
-            Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError, struct.error,
+            zlib.error, Image.DecompressionBombError) as error:
         raise ImageMetaError(f"The pixels of this {found.format} file cannot be decoded; it is damaged.") from error
 
 
@@ -121,8 +121,8 @@ def comment_text(data: bytes) -> str:
     if code == b"UNICODE\0":
         if body[:2] in (b"\xfe\xff", b"\xff\xfe"):
             return body.decode("utf-16", "replace").rstrip("\0")
-        if 0 not in body and all(31 < byte < 127 or byte in (9, 10, 13) for byte in body):
-            return body.decode("ascii")                     # some programs write plain text after this code
+        if b"Steps: " in body and 0 not in body:
+            return body.decode("utf-8", "replace")          # some programs write plain text after this code
         little = body[1::2].count(0) > body[0::2].count(0)  # the high byte of a Latin letter is zero
         return body.decode("utf-16-le" if little else "utf-16-be", "replace").rstrip("\0")
     if code in (b"ASCII\0\0\0", b"\0" * 8, b"JIS\0\0\0\0\0"):

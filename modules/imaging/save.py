@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -133,11 +134,12 @@ def _next_number(folder: Path) -> int:
     """One more than the highest number that begins a name in this folder. A hint: the number is claimed by making the file."""
     highest = 0
     try:
-        names = [entry.name for entry in folder.iterdir()]
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_file()]
     except OSError:
         return 1
     for name in names:
         digits = name.split("-", 1)[0]
-        if digits.isascii() and digits.isdecimal() and len(digits) <= 9:
+        if digits.isascii() and digits.isdecimal() and 5 <= len(digits) <= 9:
             highest = max(highest, int(digits))
     return highest + 1

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modules.core.errors import WebUIError
+from modules.core.errors import PromptError, WebUIError
 from modules.pipeline import parameters
 from modules.pipeline.request import Request
+from modules.prompts import grammar
 from modules.sampling import catalogue
 
 VERSION = "easel-0.1.0"                                     # no PEP 440 version, or A1111 would switch old behaviour on when pasting
@@ -274,9 +275,9 @@ def _modernised(parsed: Parsed) -> Parsed:
     fields, prompt = dict(parsed.fields), parsed.prompt
     if "Hypernet" in fields:
         prompt += f"<hypernet:{fields['Hypernet']}:{fields.get('Hypernet strength', '1.0')}>"
-    first = (fields.pop("First pass size-1", None), fields.pop("First pass size-2", None))
-    size = (fields.get("Size-1"), fields.get("Size-2"))
-    if first[0] and first[1] and size[0] and size[1]:
+    first = (fields.pop("First pass size-1", ""), fields.pop("First pass size-2", ""))
+    size = (fields.get("Size-1", ""), fields.get("Size-2", ""))
+    if all(first) and all(size):
         fields |= {"Hires resize-1": size[0], "Hires resize-2": size[1]}
         fields["Size-1"], fields["Size-2"] = first if first != ("0", "0") else _old_first_pass(*size)
     made_by = _version(fields.get("Version", ""))
@@ -331,9 +332,16 @@ def with_defaults(parsed: Parsed) -> dict[str, Any]:
         values.setdefault(key, value)
     if values["FP8 weight"] != "Disable":
         values.setdefault("Cache FP16 weight for LoRA", False)
-    if any(mark in parsed.prompt + parsed.negative_prompt for mark in "(["):
+    if _is_weighted(parsed.prompt) or _is_weighted(parsed.negative_prompt):
         values.setdefault("Emphasis", "Original")
     return values
+
+
+def _is_weighted(prompt: str) -> bool:
+    try:
+        return any(piece.weight != 1 and piece != grammar.BREAK for piece in grammar.attention(prompt))
+    except PromptError:                                     # too long to be used at all
+        return False
 
 
 # ---- from labels to fields

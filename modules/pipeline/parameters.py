@@ -284,11 +284,9 @@ def check(request: Request) -> None:
 def check_value(parameter: Parameter, value: Any) -> None:
     """Refuses a value of the wrong type, outside the field's limits or not among its fixed choices. Raises RequestError."""
     kind, name = parameter.kind, parameter.field
-    if value is None and name == "eta":
+    if name == "eta" and value is None:
         return
-    fits = {"int": _is_int(value), "float": _is_int(value) or isinstance(value, float), "bool": isinstance(value, bool),
-            "list": isinstance(value, tuple)}.get(kind, isinstance(value, str))
-    if not fits:
+    if not _has_type(kind, value):
         raise RequestError(f"{parameter.label} must be {_WANTED[kind]}, not {_show(value)}.", field=name)
     if kind in ("int", "float"):
         _check_range(parameter, value)
@@ -321,6 +319,12 @@ def check_text(text: str, parameter: Parameter, limit: int) -> None:
         raise error(f"{parameter.label} has a NUL character at position {text.index(chr(0))}; remove it.", field=parameter.field)
 
 
+def _has_type(kind: Kind, value: Any) -> bool:
+    if kind in ("int", "float"):
+        return _is_int(value) or (kind == "float" and isinstance(value, float))
+    return isinstance(value, {"bool": bool, "list": tuple}.get(kind, str))
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -334,6 +338,8 @@ def _check_range(parameter: Parameter, value: float) -> None:
 
 
 def _check_json(name: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise RequestError(f"“{name}” must be a map of names to values.", field=name)
     try:
         size = len(json.dumps(dict(values), allow_nan=False, ensure_ascii=False).encode("utf-8"))
     except (TypeError, ValueError, RecursionError):         # UnicodeEncodeError is a ValueError
