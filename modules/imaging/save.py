@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import piexif
 from PIL import Image
@@ -117,7 +118,7 @@ def _png(image: Image.Image, infotext: str, record: str, warn: Warn) -> bytes:
     return _written(image, format="PNG", pnginfo=info, compress_level=PNG_LEVEL)
 
 
-def _written(image: Image.Image, **options: object) -> bytes:
+def _written(image: Image.Image, **options: Any) -> bytes:
     plain = image.copy()
     plain.info = {}                                         # nothing rides along that was not asked for
     file = io.BytesIO()
