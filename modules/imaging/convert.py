@@ -22,14 +22,6 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
 
 
 def to_pixels(image: Image.Image) -> Tensor:
-    """A picture of any mode as (1, 3, H, W) float32 in -1..1 on the CPU; transparency is dropped (see `on_colour`)."""
+    """A picture of any mode as (1, 3, H, W) float32 in -1..1 on the CPU; transparency is dropped (see color.on_colour)."""
     levels = torch.from_numpy(numpy.array(image.convert("RGB")))
     return (levels.permute(2, 0, 1).unsqueeze(0).float() / 255.0 * 2.0 - 1.0).contiguous()
-
-
-def on_colour(image: Image.Image, colour: str = "#ffffff") -> Image.Image:
-    """The picture in RGB; where it is transparent, `colour` (CSS notation) shows through."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, colour), layer).convert("RGB")

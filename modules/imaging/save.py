@@ -20,7 +20,7 @@ from modules.core.errors import SaveError
 from modules.core.files import create_exclusively
 from modules.core.paths import clean_name, relative_components, safe_join
 from modules.imaging import containers, metadata
-from modules.imaging.convert import on_colour
+from modules.imaging.color import on_colour
 from modules.imaging.names import Naming, expand
 
 log = logging.getLogger("easel.imaging")

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 
 from modules.core.errors import NanError, RequestError
-from modules.imaging.convert import on_colour, to_images, to_pixels
+from modules.imaging.color import on_colour
+from modules.imaging.convert import to_images, to_pixels
 from modules.imaging.grid import grid, shape
 
 
