@@ -308,7 +308,8 @@ def request_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api:
             fields[row.field] = parameters.coerce(row, "jpg" if value == "jpeg" else value)
         elif api and row.api_default is not None:
             fields[row.field] = row.api_default
-    return Request(**fields, **{name: dict(values[name]) for name in ("extra", "notes") if name in values})
+    fields |= {name: dict(values[name]) for name in ("extra", "notes") if name in values}
+    return Request(**fields)
 
 
 def _record(found: metadata.Metadata) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:

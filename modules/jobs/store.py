@@ -25,7 +25,7 @@ SCHEMA = 1                                                  # PRAGMA user_versio
 REQUEST_VERSION = 1                                         # version of the JSON in jobs.request
 MAX_ATTEMPTS = 2                                            # a job under which the program died this often is parked
 
-_TABLES = """
+_TABLES = """                                               -- seeds are text: SQLite's numbers end at 63 bits
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -50,8 +50,8 @@ CREATE TABLE pictures (
     place TEXT NOT NULL,
     path TEXT NOT NULL,
     sha256 TEXT NOT NULL,
-    seed INTEGER NOT NULL,
-    subseed INTEGER NOT NULL,
+    seed TEXT NOT NULL,
+    subseed TEXT NOT NULL,
     infotext TEXT NOT NULL,
     width INTEGER NOT NULL,
     height INTEGER NOT NULL,
@@ -219,7 +219,7 @@ class Store:
 
     def add_picture(self, picture: PictureRow) -> None:
         """Commit one picture whose file is already on disk. An incomplete one of the same index is replaced."""
-        values = (picture.job, picture.index, picture.place, picture.path, picture.sha256, picture.seed, picture.subseed,
+        values = (picture.job, picture.index, picture.place, picture.path, picture.sha256, str(picture.seed), str(picture.subseed),
                   picture.infotext, picture.width, picture.height, int(picture.complete))
         with self._transaction() as db:
             db.execute(f"INSERT OR REPLACE INTO pictures VALUES ({', '.join('?' * len(values))})", values)
@@ -286,7 +286,7 @@ class Store:
             ids = [(row["id"],) for row in old.fetchall()]
             db.executemany("DELETE FROM jobs WHERE id = ?", ids)
         with self._lock:
-            self._db.execute("PRAGMA incremental_vacuum").fetchall()
+            self._db.executescript("PRAGMA incremental_vacuum;")    # `execute` would take one step of it and free one page
         return len(ids)
 
     def sound(self) -> bool:
@@ -325,5 +325,5 @@ def _job(row: sqlite3.Row) -> JobRow:
 
 def _picture(row: sqlite3.Row) -> PictureRow:
     return PictureRow(
-        job=row["job"], index=row["position"], place=row["place"], path=row["path"], sha256=row["sha256"], seed=row["seed"],
-        subseed=row["subseed"], infotext=row["infotext"], width=row["width"], height=row["height"], complete=bool(row["complete"]))
+        job=row["job"], index=row["position"], place=row["place"], path=row["path"], sha256=row["sha256"], seed=int(row["seed"]),
+        subseed=int(row["subseed"]), infotext=row["infotext"], width=row["width"], height=row["height"], complete=bool(row["complete"]))
