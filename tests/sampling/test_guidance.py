@@ -1,0 +1,136 @@
+"""Guidance: the formula, which rows go to the network together, and that neighbours do not matter."""
+import pytest
+import torch
+
+from modules.families.parts import unet_from
+from modules.sampling.conditioning import Conditioning
+from modules.sampling.denoise import network_rows
+from modules.sampling.guidance import cfg
+from modules.sampling.prediction import Prediction, scaled_linear_alphas
+from tests import tiny
+
+SIGMA = torch.tensor(2.0)
+
+
+def text(value, tokens=77, width=64):
+    """A prompt of one constant, or of noise of its own where the network is real."""
+    return Conditioning(cross=torch.full((1, tokens, width), float(value)))
+
+
+def noise_text(seed, tokens=77):
+    return Conditioning(cross=torch.randn(1, tokens, 64, generator=torch.Generator().manual_seed(seed)))
+
+
+class Answers:
+    """A row's clean latent is x plus the constant of its text; keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, rows):
+        self.asked.append(rows)
+        return rows.x + rows.conditioning.cross.mean(dim=(1, 2))[:, None, None, None]
+
+
+def guided(told, scale, pictures=1, **settings):
+    answers = Answers()
+    x = torch.arange(pictures * 4.0).reshape(pictures, 1, 2, 2)
+    return cfg(answers, lambda call: told, scale, **settings)(x, SIGMA), answers.asked, x
+
+
+def test_the_difference_that_the_prompt_makes_is_exaggerated():
+    denoised, asked, x = guided([([(1.0, text(3))], text(1))], 7.5)
+    assert torch.allclose(denoised.value, x + 1 + 7.5 * (3 - 1))
+    assert denoised.uncond is not None and torch.allclose(denoised.uncond, x + 1)
+    assert len(asked) == 1 and asked[0].which == ("cond", "uncond")
+
+
+def test_parts_joined_by_and_are_added_each_with_its_weight():
+    denoised, asked, x = guided([([(1.0, text(3)), (-0.5, text(5))], text(1))], 4.0)
+    assert torch.allclose(denoised.value, x + 1 + 4.0 * (1.0 * (3 - 1) - 0.5 * (5 - 1)))
+    assert asked[0].part == (0, 1, 0) and asked[0].weights == (1.0, -0.5, 1.0)
+
+
+def test_scale_1_asks_no_negative_prompt_and_gives_the_prompts_own_answer():
+    denoised, asked, x = guided([([(1.0, text(3))], text(1))], 1.0)
+    assert torch.equal(denoised.value, x + 3) and denoised.uncond is None
+    assert [rows.which for rows in asked] == [("cond",)]
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (2.0, -1.0)])
+def test_weights_that_leave_the_negative_prompt_no_share_leave_it_out(weights):
+    denoised, asked, x = guided([([(weights[0], text(3)), (weights[1], text(5))], text(1))], 1.0)
+    assert torch.allclose(denoised.value, x + weights[0] * 3 + weights[1] * 5) and "uncond" not in asked[0].which
+
+
+def test_scale_1_with_weights_that_do_not_add_up_needs_the_negative_prompt():
+    denoised, _, x = guided([([(0.5, text(3))], text(1))], 1.0)
+    assert torch.allclose(denoised.value, x + 1 + 0.5 * (3 - 1))
+
+
+def test_scale_0_is_the_negative_prompt_alone():
+    denoised, _, x = guided([([(1.0, text(3))], text(1))], 0.0)
+    assert torch.allclose(denoised.value, x + 1)
+
+
+def test_all_rows_of_all_pictures_go_through_the_network_together():
+    told = [([(1.0, text(2))], text(0)), ([(1.0, text(4)), (0.3, text(5))], text(1)), ([(1.0, text(6))], text(0))]
+    denoised, asked, x = guided(told, 2.0, pictures=3)
+    assert [(rows.picture, rows.which) for rows in asked] == [((0, 1, 1, 2, 0, 1, 2), ("cond",) * 4 + ("uncond",) * 3)]
+    assert torch.allclose(denoised.value[1], x[1] + 1 + 2.0 * ((4 - 1) + 0.3 * (5 - 1)))
+    assert all(torch.equal(asked[0].x[row], x[picture]) for row, picture in enumerate(asked[0].picture))
+
+
+def test_texts_of_different_length_are_asked_separately_with_the_same_answer():
+    told = [([(1.0, text(3, 154))], text(1)), ([(1.0, text(2))], text(1, 154))]
+    denoised, asked, x = guided(told, 7.0, pictures=2)
+    assert [rows.conditioning.cross.shape[1] for rows in asked] == [154, 77]
+    assert [rows.picture for rows in asked] == [(0, 1), (1, 0)]
+    assert torch.allclose(denoised.value, x + 1 + 7.0 * torch.tensor([2.0, 1.0])[:, None, None, None])
+
+
+def test_no_more_rows_than_the_limit_go_at_once():
+    told = [([(1.0, text(k))], text(0)) for k in range(5)]
+    denoised, asked, x = guided(told, 3.0, pictures=5, batch_rows_limit=4)
+    assert [len(rows.x) for rows in asked] == [4, 4, 2]
+    assert torch.allclose(denoised.value, x + 3.0 * torch.arange(5.0)[:, None, None, None])
+
+
+def test_each_call_asks_with_the_texts_of_its_number():
+    answers, texts = Answers(), [text(1), text(1), text(2)]
+    denoise = cfg(answers, lambda call: [([(1.0, texts[call])], texts[0])], 7.0)
+    x = torch.zeros(1, 1, 2, 2)
+    values = [float(denoise(x, SIGMA).value.mean()) for _ in range(3)]
+    assert values == pytest.approx([1, 1, 1 + 7 * (2 - 1)]) and [rows.call for rows in answers.asked] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A miniature U-Net of the true topology, bound to its prediction."""
+    unet = unet_from({f"model.diffusion_model.{name}": tensor for name, tensor in tiny.draw(tiny.unet_shapes()).items()}, {})
+    return network_rows(unet.eval(), Prediction("eps", scaled_linear_alphas()))
+
+
+def ask(network, x, told):
+    with torch.no_grad():
+        return cfg(network, lambda call: told, 7.0)(x, SIGMA).value
+
+
+def test_a_picture_does_not_see_its_neighbours_beyond_rounding(network):
+    """Convolutions over other numbers of rows differ in their last bits, so: a millionth of the latent's size, times the scale."""
+    x = SIGMA * torch.randn(3, 4, 16, 8, generator=torch.Generator().manual_seed(0))
+    told = [([(1.0, noise_text(1))], noise_text(9)), ([(1.0, noise_text(2, 154)), (0.5, noise_text(3, 154))], noise_text(9)),
+            ([(1.0, noise_text(4))], noise_text(8, 154))]
+    together = ask(network, x, told)
+    for k in range(3):
+        alone = ask(network, x[k:k + 1], told[k:k + 1])
+        assert float((together[k] - alone[0]).abs().max()) <= 2e-5 * float(alone.std())
+    other = ask(network, x.flip(0), told[::-1]).flip(0)
+    assert float((together - other).abs().max()) <= 2e-5 * float(together.std())
+
+
+def test_what_is_told_matters(network):
+    """The bound above would hold of a network that looks at nothing."""
+    x = SIGMA * torch.randn(1, 4, 16, 8, generator=torch.Generator().manual_seed(0))
+    one, two = (ask(network, x, [([(1.0, noise_text(seed))], noise_text(9))]) for seed in (1, 2))
+    assert float((one - two).abs().max()) > 1e-2 * float(one.std())
