@@ -3,13 +3,23 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 from PIL import Image
 
 from modules.core.errors import Cancelled
+from modules.core.paths import Paths
 from modules.pipeline.request import Picture, Request, Resources, Result
 
 STEP = 0.002                                                # seconds
+
+
+def house(root: Path) -> Paths:
+    """Paths with a checkpoint that is a name only: the stub never opens it."""
+    paths = Paths.of(root)
+    paths.checkpoints[0].mkdir(parents=True, exist_ok=True)
+    (paths.checkpoints[0] / "name.safetensors").write_bytes(b"no model")
+    return paths
 
 
 def noise(seed: int, width: int = 64, height: int = 64) -> Image.Image:
