@@ -14,7 +14,7 @@ WRAPPERS = ("module.", "_orig_mod.")                        # DataParallel and t
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 TEXT_WITHOUT_WRAPPER = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
 NOT_IN_TEXT = re.compile(r".*\.position_ids$|logit_scale$|text_projection(\.weight)?$")
-NOT_IN_VAE = re.compile(r"loss\.|model_ema\.")
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 
 DIFFUSERS_VAE = "decoder.up_blocks.0.resnets.0.norm1.weight"
 DIFFUSERS_VAE_PARTS = MappingProxyType({
@@ -57,8 +57,7 @@ def vae_part(tensors: Mapping[str, T]) -> dict[str, T]:
             break
     if DIFFUSERS_VAE in tensors:
         tensors = dict(_vae_from_diffusers(tensors))
-    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(parts) and not NOT_IN_VAE.match(name)}
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(VAE_PARTS)}
 
 
 def _vae_from_diffusers(tensors: Mapping[str, T]) -> Iterator[tuple[str, T]]:

@@ -55,7 +55,7 @@ def build(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
         prediction=Prediction(kind, alphas_of(weights)),
         latent=LatentFormat(channels=vae.config.latent, downscale=vae.config.downscale, scale=SD1.latent.scale),
         native_size=SD1.native_size,
-        device=torch.device("cpu"), dtype=unet.out[2].weight.dtype,
+        device=torch.device("cpu"), dtype=next(unet.parameters()).dtype,
         hints={"prediction": f"{kind} ({source})"},
     )
 

@@ -52,7 +52,9 @@ def number(hints: Mapping[str, str], name: str, otherwise: int) -> int:
 
 def unet_config(shapes: Header, hints: Mapping[str, str]) -> UNetConfig:
     """Sizes of the U-Net with these tensors (names without prefix). Raises CheckpointError naming the tensor that is missing."""
-    levels, down, channels = [], [], []
+    levels: list[tuple[int, ...]] = []
+    down: list[int] = []                                    # depths at the level that is being read
+    channels: list[int] = []
     for index in range(1, count(shapes, "input_blocks.")):
         if f"input_blocks.{index}.0.op.weight" in shapes:
             levels.append(tuple(down))

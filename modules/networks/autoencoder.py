@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.networks.attention import attend
+from modules.networks.layers import GroupNorm
 
 EPS = 1e-6                                                  # of every GroupNorm here
 
@@ -32,9 +33,9 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, before: int, after: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, before, eps=EPS)
+        self.norm1 = GroupNorm(groups, before, eps=EPS)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, after, eps=EPS)
+        self.norm2 = GroupNorm(groups, after, eps=EPS)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.nin_shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
@@ -48,7 +49,7 @@ class AttnBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm = GroupNorm(groups, channels, eps=EPS)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, before a change of it: `downsample`, `upsample` or none."""
+    """Residual blocks at one resolution."""
 
     def __init__(self, before: int, after: int, blocks: int, groups: int) -> None:
         super().__init__()
@@ -106,53 +107,67 @@ class Level(nn.Module):
         return x
 
 
+class DownLevel(Level):
+    """A level of the encoder; `change`: half the resolution behind it."""
+
+    def __init__(self, before: int, after: int, blocks: int, groups: int, change: bool) -> None:
+        super().__init__(before, after, blocks, groups)
+        self.downsample = Downsample(after) if change else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.downsample(super().forward(x))
+
+
+class UpLevel(Level):
+    """A level of the decoder; `change`: twice the resolution behind it."""
+
+    def __init__(self, before: int, after: int, blocks: int, groups: int, change: bool) -> None:
+        super().__init__(before, after, blocks, groups)
+        self.upsample = Upsample(after) if change else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.upsample(super().forward(x))
+
+
 class Encoder(nn.Module):
+    """pixels (B, 3, H, W) -> (B, 2 z, H / f, W / f), before quant_conv."""
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        last, top = len(config.levels) - 1, config.levels[-1]
+        befores = (config.channels, *config.levels)
         self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
-        self.down = nn.ModuleList()
-        for index, channels in enumerate(config.levels):
-            level = Level(config.levels[index - 1] if index else config.channels, channels, config.res_blocks, config.groups)
-            if index < len(config.levels) - 1:
-                level.downsample = Downsample(channels)
-            self.down.append(level)
-        top = config.levels[-1]
+        self.down = nn.ModuleList(DownLevel(befores[index], channels, config.res_blocks, config.groups, index < last)
+                                  for index, channels in enumerate(config.levels))
         self.mid = Middle(top, config.groups)
-        self.norm_out = nn.GroupNorm(config.groups, top, eps=EPS)
+        self.norm_out = GroupNorm(config.groups, top, eps=EPS)
         self.conv_out = nn.Conv2d(top, 2 * config.z, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """pixels (B, 3, H, W) -> (B, 2 z, H / f, W / f), before quant_conv."""
         x = self.conv_in(x)
         for level in self.down:
             x = level(x)
-            if level is not self.down[-1]:
-                x = level.downsample(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
 
 class Decoder(nn.Module):
+    """(B, z, h, w), after post_quant_conv -> pixels (B, 3, h f, w f). up.0 is the finest level, the last to run."""
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         top = config.levels[-1]
+        befores = (*config.levels[1:], top)
         self.conv_in = nn.Conv2d(config.z, top, 3, padding=1)
         self.mid = Middle(top, config.groups)
-        self.up = nn.ModuleList()                           # up.0 is the finest level, the last to run
-        for index, channels in enumerate(config.levels):
-            level = Level((*config.levels, top)[index + 1], channels, config.res_blocks + 1, config.groups)
-            if index:
-                level.upsample = Upsample(channels)
-            self.up.append(level)
-        self.norm_out = nn.GroupNorm(config.groups, config.levels[0], eps=EPS)
+        self.up = nn.ModuleList(UpLevel(befores[index], channels, config.res_blocks + 1, config.groups, index > 0)
+                                for index, channels in enumerate(config.levels))
+        self.norm_out = GroupNorm(config.groups, config.levels[0], eps=EPS)
         self.conv_out = nn.Conv2d(config.levels[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, z, h, w), after post_quant_conv -> pixels (B, 3, h f, w f)."""
         x = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             x = level(x)
-            if level is not self.up[0]:
-                x = level.upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 
 

@@ -1,4 +1,4 @@
-"""The seam where other implementations of convolutions and linear layers are put in, once, after the weights are loaded.
+"""Layers with a care of their own, and the seam where other implementations are put in, once, after the weights are loaded.
 
 A chooser is a fixed table: it sees the shape of a layer, never a clock, a batch or a value, so the same file always runs the same way.
 What it returns may look further at the height and width of its input when it is called; that is how latent sizes enter the table.
@@ -10,7 +10,23 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation (Wu and He 2018, arXiv:1803.08494) that stays exact with channels innermost on a CPU.
+
+    PyTorch's kernel for that order takes the variance as E[x^2] - E[x]^2 in float32: where a group's mean is 10 of its standard deviations
+    the answer is off by 1e-3 (1e-6 in the other order). The variance does not change when about the mean is taken off first; the mean of
+    every fourth row and column is near enough. The pass costs about 1 % of a U-Net step and 5 % of a decode.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, h, w) -> the same shape and order in memory."""
+        if x.device.type == "cpu" and not x.is_contiguous():
+            about = x[:, :, ::4, ::4].unflatten(1, (self.num_groups, -1)).mean((2, 3, 4))
+            x = x - about.repeat_interleave(self.num_channels // self.num_groups, dim=1)[:, :, None, None]
+        return super().forward(x)
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ def channels_last(shape: LayerShape) -> Implementation | None:
 
 
 def _in_channels_last(layer: nn.Module) -> nn.Module:
-    return layer.to(memory_format=torch.channels_last)
+    return layer.to(memory_format=torch.channels_last)          # type: ignore[call-overload]  # torch's stub does not know it
 
 
 CHOOSERS: Mapping[str, Chooser] = MappingProxyType({"plain": plain, "channels_last": channels_last})

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modules.networks.attention import Attention
+from modules.networks.layers import GroupNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, before: int, after: int, time: int, groups: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(groups, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(groups, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
         self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(time, after))     # its SiLU is taken once for all blocks
-        self.out_layers = nn.Sequential(nn.GroupNorm(groups, after), nn.SiLU(), nn.Identity(), nn.Conv2d(after, after, 3, padding=1))
+        self.out_layers = nn.Sequential(GroupNorm(groups, after), nn.SiLU(), nn.Identity(), nn.Conv2d(after, after, 3, padding=1))
         self.skip_connection = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -121,7 +122,7 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         project = nn.Linear if config.linear else _conv1
         self.linear = config.linear
-        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
+        self.norm = GroupNorm(config.groups, channels, eps=1e-6)
         self.proj_in = project(channels, channels)
         heads = config.heads_at(channels)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, config.context, heads) for _ in range(depth))
@@ -173,7 +174,7 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """The layers of one block in a row, each given what it asks for."""
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, size: torch.Size | None = None) -> Tensor:
@@ -202,14 +203,14 @@ class UNet(nn.Module):
         skips = [config.channels]
         self.input_blocks = nn.ModuleList(_input_stages(config, time, skips))
         bottom = config.levels[-1].channels
-        self.middle_block = Stage(
+        self.middle_block = Stage([
             ResBlock(bottom, bottom, time, config.groups),
             SpatialTransformer(bottom, config.middle_depth, config),
             ResBlock(bottom, bottom, time, config.groups),
-        )
+        ])
         self.output_blocks = nn.ModuleList(_output_stages(config, time, skips))
         finest = config.levels[0].channels
-        self.out = nn.Sequential(nn.GroupNorm(config.groups, finest), nn.SiLU(), nn.Conv2d(finest, config.out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(config.groups, finest), nn.SiLU(), nn.Conv2d(finest, config.out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
         """x (B, in_channels, h, w) of any h and w, timesteps (B,) 0..999 whole or not, context (B, T, D), vector (B, label).
@@ -239,14 +240,14 @@ def _block(before: int, after: int, depth: int, time: int, config: UNetConfig) -
 def _input_stages(config: UNetConfig, time: int, skips: list[int]) -> Iterator[Stage]:
     """Stages downwards; appends to `skips` the channels that each leaves behind."""
     channels = config.channels
-    yield Stage(nn.Conv2d(config.in_channels, channels, 3, padding=1))
+    yield Stage([nn.Conv2d(config.in_channels, channels, 3, padding=1)])
     for levels_done, level in enumerate(config.levels, 1):
         for depth in level.down:
-            yield Stage(*_block(channels, level.channels, depth, time, config))
+            yield Stage(_block(channels, level.channels, depth, time, config))
             channels = level.channels
             skips.append(channels)
         if levels_done < len(config.levels):
-            yield Stage(Downsample(channels))
+            yield Stage([Downsample(channels)])
             skips.append(channels)
 
 
@@ -259,4 +260,4 @@ def _output_stages(config: UNetConfig, time: int, skips: list[int]) -> Iterator[
             channels = level.channels
             if above and index == len(level.up):
                 layers.append(Upsample(channels))
-            yield Stage(*layers)
+            yield Stage(layers)
