@@ -13,8 +13,8 @@ def wrong_python(version):
     """A sentence when this Python (its version_info) cannot run Easel, else None."""
     if OLDEST <= tuple(version[:2]) <= NEWEST:
         return None
-    return ("Easel needs Python %d.%d to %d.%d and this is %d.%d; install one of them and start with it, for example: python%d.%d launch.py"
-            % (OLDEST + NEWEST + tuple(version[:2]) + NEWEST))
+    words = "Easel needs Python {}.{} to {}.{} and this is {}.{}; install one of them and start with it, for example: python{}.{} launch.py"
+    return words.format(*(OLDEST + NEWEST + tuple(version[:2]) + NEWEST))
 
 
 def main(argv):
@@ -52,8 +52,8 @@ def main(argv):
 
 
 def run(order, paths):
-    """Inside the environment: serve, run the tests, or hand the command to the command line."""
-    from modules.core import environment                    # imported late for the reason above
+    """Inside the environment: serve, run the tests, or hand the command to the command line. Imports late, for the reason above."""
+    from modules.core import environment
 
     words = list(order.rest)
     if order.command == "test":

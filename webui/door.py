@@ -148,7 +148,8 @@ class Door:
     def _state(self) -> dict[str, Any]:
         stages = [{"name": key, "label": label, "state": state} for key, label, state in self.loading.stages()]
         ready = self.is_open and all(stage["state"] == "ready" for stage in stages)
-        return {"page": self.is_open and not self.api_only, "open": self.is_open, "ready": ready, "failed": self.loading.failed(), "stages": stages}
+        page = self.is_open and not self.api_only
+        return {"page": page, "open": self.is_open, "ready": ready, "failed": self.loading.failed(), "stages": stages}
 
     async def _wait(self) -> bool:
         """Whether the application is there, after waiting for it."""
@@ -162,7 +163,8 @@ class Door:
     async def _pass(self, scope: Scope, receive: Receive, reply: Reply, path: str) -> None:
         if path in PAGES and scope["method"] in ("GET", "HEAD") and not self.is_open:
             nonce = headers.fresh_nonce()
-            await reply.whole(200, shell.page(nonce, base=self.subpath + "/", api_only=self.api_only), b"text/html; charset=utf-8", nonce=nonce)
+            shown = shell.page(nonce, base=self.subpath + "/", api_only=self.api_only)
+            await reply.whole(200, shown, b"text/html; charset=utf-8", nonce=nonce)
             return
         if not await self._wait():
             detail = self.loading.failed() or "Easel is still loading; ask again in a few seconds"

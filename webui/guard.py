@@ -1,8 +1,8 @@
 """May this request come in? Host, origin and credentials, judged from the raw ASGI scope alone. Everything not allowed is refused.
 
 A web page anywhere can send requests to a server on the loopback interface, and a name that an attacker owns can be made to resolve to it.
-So the Host must be a name of ours (or, when the whole network is served, an IP address, which cannot be rebound), the Origin must be our own,
-and, when there are users or a token, every path needs them: the mounted application's own logins are not relied on.
+So the Host must be a name of ours (or, when the whole network is served, an IP address, which cannot be rebound), the Origin must be our
+own, and, when there are users or a token, every path needs them: the mounted application's own logins are not relied on.
 """
 from __future__ import annotations
 

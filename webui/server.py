@@ -63,8 +63,8 @@ def listen_on(host: str, asked: int | None, first: int) -> socket.socket:
         except OSError as error:
             made.close()
             if asked is not None:
-                raise StartError(f"Port {asked} cannot be used on {host} ({error.strerror}); end the program that has it, or give another --port.",
-                                 2) from error
+                raise StartError(f"Port {asked} cannot be used on {host} ({error.strerror}); end the program that has it, "
+                                 "or give another --port.", 2) from error
             continue
         made.set_inheritable(False)
         return made
@@ -83,7 +83,8 @@ def guard_for(flags: Flags, port: int, wide: bool, token: str) -> Guard:
                  origins=frozenset(flags.cors_allow_origins), origin_pattern=flags.cors_allow_origins_regex)
 
 
-def wants_browser(flags: Flags, environment: Mapping[str, str] = os.environ, terminal: bool | None = None, platform: str = sys.platform) -> bool:
+def wants_browser(flags: Flags, environment: Mapping[str, str] = os.environ, terminal: bool | None = None,
+                  platform: str = sys.platform) -> bool:
     """Whether to open the browser: asked for, or a person at a screen started us from a terminal."""
     if flags.no_browser or flags.nowebui:
         return False
@@ -194,14 +195,16 @@ class Server:
         await self._tell_when_ready()
 
     def _make_engine(self) -> Any:
-        from modules.engine import Engine                   # behind the open port
+        # Behind the open port, so that the shell answers first.
+        from modules.engine import Engine
         engine = Engine(self.paths, address=self.address)
         engine.note("page", "loading")
         engine.warm()
         return engine
 
     def _make_app(self) -> Any:
-        from webui.app import build                         # fastapi and gradio: behind the open port
+        # FastAPI and Gradio: seconds to import, behind the open port.
+        from webui.app import build
         return build(self.engine, self.flags)
 
     async def _give_up(self, sentence: str) -> None:

@@ -73,13 +73,13 @@ def prepare(root: Path, log: Path, *, for_tests: bool = False, torch_index: str 
     return python_of(folder)
 
 
-def enter(python: Path, words: Sequence[str]) -> int:
+def enter(python: Path, words: Sequence[str], windows: bool = os.name == "nt") -> int:
     """Go on as this Python with these words. Returns the exit code on Windows; elsewhere the process is replaced."""
     os.environ.update(surroundings())
     os.environ[ENTERED] = str(os.getpid())
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.name != "nt":
+    if not windows:
         os.execv(python, [str(python), *words])
     signal.signal(signal.SIGINT, signal.SIG_IGN)            # Ctrl-C reaches the child as well; it ends, and we tell how
     return subprocess.call([str(python), *words])
@@ -105,7 +105,8 @@ def settle(data: Path) -> None:
     places = {
         "GRADIO_TEMP_DIR": cache / "gradio", "HF_HOME": cache / "huggingface", "TORCH_HOME": cache / "torch", "XDG_CACHE_HOME": cache,
         "TORCHINDUCTOR_CACHE_DIR": cache / "inductor", "TRITON_CACHE_DIR": cache / "triton", "MPLCONFIGDIR": cache / "matplotlib",
-        "CUDA_CACHE_PATH": cache / "cuda", "NUMBA_CACHE_DIR": cache / "numba", "TMPDIR": cache / "tmp", "TEMP": cache / "tmp", "TMP": cache / "tmp",
+        "CUDA_CACHE_PATH": cache / "cuda", "NUMBA_CACHE_DIR": cache / "numba",
+        "TMPDIR": cache / "tmp", "TEMP": cache / "tmp", "TMP": cache / "tmp",
     }
     try:
         (cache / "tmp").mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,8 @@ def _make(folder: Path, log: Path, say: Say) -> None:
         if strange and not (folder / "pyvenv.cfg").exists():
             raise StartError(f"{folder} is no Python environment (it holds {strange[0]}); move it away and start again.")
         if aside.exists():
-            raise StartError(f"The environment in {folder} is broken, and an earlier one lies in {aside}; delete what you do not need and start again.")
+            raise StartError(f"The environment in {folder} is broken, and an earlier one lies in {aside}; "
+                             "delete what you do not need and start again.")
         say(f"The environment in {FOLDER} is broken or was made for another Python; making it anew.")
         folder.rename(aside)
     else:
@@ -187,11 +189,12 @@ def _install(folder: Path, requirements: Path, log: Path, index: str | None, aga
         _look_at_space(folder, build)
     if pip.version_of("torch").split("+")[0] != pins["torch"].partition("==")[2] or again:
         source = index or (None if pip.has_own_source() else build.index)
-        say(f"Found {this.described}. Installing torch{f' from {source}' if source else ''}: the largest part, minutes rather than seconds.")
-        words = [pins["torch"], *([pins["torchvision"]] if source else [])]     # the vendor's torchvision goes with the vendor's torch
+        say(f"Found {this.described}. Installing torch{f' from {source}' if source else ''}; this is the largest part.")
+        words = [pins[name] for name in ("torch", "torchvision") if name in pins and (source or name == "torch")]   # the vendor's go together
         pip.install([*words, *(["--index-url", source] if source else []), *(["--force-reinstall"] if again else [])], "torch")
     constraint = folder / "constraints.txt"
-    constraint.write_text(f"torch=={pip.version_of('torch')}\n", encoding="utf-8")
+    held = pip.version_of("torch")
+    constraint.write_text(f"torch=={held}\n" if held else "", encoding="utf-8")
     say(f"Installing the packages in {requirements.name}.")
     pip.install(["-r", str(requirements), "-c", str(constraint)], requirements.name)
 
@@ -212,7 +215,8 @@ def _pins(requirements: Path) -> dict[str, str]:
 def _look_at_space(folder: Path, build: Build) -> None:
     free = shutil.disk_usage(folder).free / 1e9
     if free < build.gigabytes:
-        raise StartError(f"The packages need about {build.gigabytes} GB and the disk of {folder} has {free:.1f} GB free; make room and start again.")
+        raise StartError(f"The packages need about {build.gigabytes} GB and the disk of {folder} has {free:.1f} GB free; "
+                         "make room and start again.")
 
 
 def _keep(log: Path, text: str) -> None:

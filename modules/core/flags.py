@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         prog="launch.py", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="python3 launch.py [flags] [command [its arguments]]",
         description="Easel: a Stable Diffusion web UI. Without a command it serves the page.",
-        epilog=f"commands:\n{commands}\n\n`launch.py COMMAND --help` lists a command's arguments; the folder flags may follow a command too.",
+        epilog=f"commands:\n{commands}\n\n`launch.py COMMAND --help` lists its arguments; the folder flags may follow it too.",
     )
     _address(made.add_argument_group("address"))
     _access(made.add_argument_group("API and access"))
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in FOLDERS:
         folders.add_argument(name, metavar="DIR", help=text)
     rest = made.add_argument_group("the rest")
-    rest.add_argument("--torch-index", metavar="URL", help="the package index to take torch from, instead of the one chosen for this machine")
+    rest.add_argument("--torch-index", metavar="URL", help="take torch from this package index, not from the one chosen here")
     rest.add_argument("--deterministic", action="store_true", help="one picture at a time, bit-identical on the same machine")
     rest.add_argument("--log-level", choices=LEVELS, default="warning", help="what to print (default: warning)")
     return made
@@ -98,11 +98,13 @@ def _address(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--listen", action="store_true",
                        help="answer on every network interface; without --api-auth an address with a fresh token is printed")
     group.add_argument("--server-name", metavar="HOST", help="answer on this address or host name")
-    group.add_argument("--allowed-hosts", type=_words, default=(), metavar="A,B", help="further host names a browser may use, as behind a proxy")
+    group.add_argument("--allowed-hosts", type=_words, default=(), metavar="A,B",
+                       help="further host names a browser may use, as behind a proxy")
     group.add_argument("--subpath", type=_subpath, default="", metavar="PATH", help="path prefix behind a reverse proxy")
     group.add_argument("--tls-keyfile", metavar="FILE", help="key for HTTPS, with --tls-certfile")
     group.add_argument("--tls-certfile", metavar="FILE", help="certificate for HTTPS, with --tls-keyfile")
-    group.add_argument("--timeout-keep-alive", type=int, default=30, metavar="SECONDS", help="how long an idle connection is kept (default: 30)")
+    group.add_argument("--timeout-keep-alive", type=int, default=30, metavar="SECONDS",
+                       help="how long an idle connection is kept (default: 30)")
     group.add_argument("--autolaunch", action="store_true", help="open the browser even where none is expected")
     group.add_argument("--no-browser", action="store_true", help="do not open the browser")
 
@@ -111,9 +113,11 @@ def _access(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--api", action="store_true", help="serve /sdapi/v1 beside the page")
     group.add_argument("--nowebui", action="store_true", help="serve /sdapi/v1 alone, without the page")
     group.add_argument("--api-log", action="store_true", help="print a line for each request to the API")
-    group.add_argument("--api-auth", type=_users, default=(), metavar="U:P[,U:P]", help="user names and passwords; from then on nothing opens without")
+    group.add_argument("--api-auth", type=_users, default=(), metavar="U:P[,U:P]",
+                       help="user names and passwords; from then on nothing opens without")
     group.add_argument("--api-auth-file", metavar="FILE", help="the same from a file, separated by commas or lines")
-    group.add_argument("--gradio-auth", type=_users, default=(), metavar="U:P[,U:P]", help="the same as --api-auth: one door stands before all")
+    group.add_argument("--gradio-auth", type=_users, default=(), metavar="U:P[,U:P]",
+                       help="the same as --api-auth: one door stands before all")
     group.add_argument("--gradio-auth-path", metavar="FILE", help="the same as --api-auth-file")
     group.add_argument("--cors-allow-origins", type=_words, default=(), metavar="A,B", help="web origins whose pages may call the API")
     group.add_argument("--cors-allow-origins-regex", metavar="REGEX", help="the same as a pattern for the whole origin")

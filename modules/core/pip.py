@@ -11,8 +11,10 @@ from pathlib import Path
 from modules.core.errors import WebUIError
 
 SOURCES = frozenset({"index-url", "extra-index-url", "find-links", "no-index"})
-NO_NETWORK = ("Temporary failure in name resolution", "NewConnectionError", "NameResolutionError", "getaddrinfo failed", "Max retries exceeded",
-              "ConnectTimeout", "Connection refused", "ProxyError", "Network is unreachable", "Name or service not known", "ReadTimeoutError")
+NO_NETWORK = (
+    "Temporary failure in name resolution", "NewConnectionError", "NameResolutionError", "getaddrinfo failed", "Max retries exceeded",
+    "ConnectTimeout", "ReadTimeoutError", "Connection refused", "ProxyError", "Network is unreachable", "Name or service not known",
+)
 FULL = ("No space left on device", "Errno 28", "not enough space on the disk", "Disk quota exceeded")
 MISSING = re.compile(r"No matching distribution found for (\S+)")
 WIDTH = 100                                                 # characters of pip's own line shown on a terminal
@@ -78,15 +80,17 @@ def reason(lines: Sequence[str], what: str) -> str:
     text = "\n".join(lines)
     missing = MISSING.search(text)
     if any(sign in text for sign in FULL):
-        return f"Installing {what} failed because the disk is full; make room and start again."
-    if any(sign in text for sign in NO_NETWORK):
-        return f"Installing {what} failed because the package index could not be reached; connect (or set PIP_INDEX_URL) and start again."
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return f"Installing {what} failed because the package index's certificate is not trusted here; set PIP_CERT and start again."
-    if "Permission denied" in text:
-        return f"Installing {what} failed because a file could not be written; delete the folder .venv and start again as the user who owns this one."
-    if missing:
-        elsewhere = "name another index with --torch-index URL" if missing[1].startswith("torch") else "look at the index that pip is configured with"
-        return f"Installing {what} failed because {missing[1]} is not offered for this Python where pip looks; {elsewhere} and start again."
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return f"Installing {what} failed ({(errors or [*lines, 'pip said nothing'])[-1].removeprefix('ERROR:').strip()[:200]}); start again to try once more."
+        why, then = "the disk is full", "make room and start again"
+    elif any(sign in text for sign in NO_NETWORK):
+        why, then = "the package index could not be reached", "connect (or set PIP_INDEX_URL) and start again"
+    elif "CERTIFICATE_VERIFY_FAILED" in text:
+        why, then = "the package index's certificate is not trusted here", "set PIP_CERT and start again"
+    elif "Permission denied" in text:
+        why, then = "a file could not be written", "move the folder .venv away and start again as the user who owns this one"
+    elif missing:
+        where = "name another index with --torch-index URL" if missing[1].startswith("torch") else "look at the index that pip uses"
+        why, then = f"{missing[1]} is not offered for this Python where pip looks", f"{where} and start again"
+    else:
+        errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+        why, then = f'pip says "{(errors or [*lines, "nothing"])[-1][:200]}"', "start again to try once more"
+    return f"Installing {what} failed because {why}; {then}."

@@ -45,7 +45,8 @@ class Machine:
 
 WORDS = MappingProxyType({
     "cuda": "an NVIDIA card (CUDA 13)", "cuda-12": "an NVIDIA card of an older kind or with an older driver (CUDA 12)",
-    "rocm": "an AMD card (ROCm)", "xpu": "an Intel card (XPU)", "mps": "an Apple processor (Metal)", "cpu": "no graphics card that torch can use",
+    "rocm": "an AMD card (ROCm)", "xpu": "an Intel card (XPU)", "mps": "an Apple processor (Metal)",
+    "cpu": "no graphics card that torch can use",
 })
 BUILDS = MappingProxyType({
     ("cuda", "Linux", "x86_64"): Build(None, 9),
