@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from modules.core.errors import CheckpointError, OutOfMemoryError, UnsafeFileErr
 from modules.families import parts
 from modules.families.base import Model
 from modules.families.catalogue import family_of
-from modules.families.keys import VAE
+from modules.families.keys import UNET, VAE
 
 NOT_WEIGHTS = ("model_ema.", "optimizer", "lr_scheduler")   # what training leaves in a file and no picture needs
 OWN_VAE = (VAE, "vae.")
@@ -25,19 +25,21 @@ SIDECAR_LENGTH = 65536                                      # bytes looked at
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str, dtype: torch.dtype, prediction: str = "Auto",
-         vae_path: str | os.PathLike[str] | None = None) -> Model:
+         vae_path: str | os.PathLike[str] | None = None, verified: bool = False) -> Model:
     """The model in this file, on `device` in `dtype`. At the peak it takes the result's memory and one tensor more.
 
     prediction: Auto (the file's metadata, else guessed), eps or v. vae_path: a VAE instead of the file's own.
+    verified: `verify` was just passed, and need not be asked again before values are read.
     Raises CheckpointError naming file and cause, or OutOfMemoryError.
     """
     path, vae_path = Path(path), Path(vae_path) if vae_path else None
-    verify(path, prediction=prediction, vae_path=vae_path)
+    if not verified:
+        verify(path, prediction=prediction, vae_path=vae_path)
     with _named(path):
-        found = read.weights(path, _wanted(without_vae=vae_path is not None), _cast(dtype))
         hints = _hints(path, read.metadata(path), prediction)
+        found = read.weights(path, _wanted(without_vae=vae_path is not None), _cast(dtype, hints))
         if vae_path:
-            found |= {VAE + name: tensor for name, tensor in _vae_weights(vae_path, dtype).items()}
+            found |= {VAE + name: tensor for name, tensor in _vae_weights(vae_path, dtype, hints).items()}
         model = family_of({name: tuple(tensor.shape) for name, tensor in found.items()}).build(found, hints)
     model.dtype = dtype
     model.vae_name = vae_path.name if vae_path else ""
@@ -53,13 +55,22 @@ def verify(path: str | os.PathLike[str], *, prediction: str = "Auto", vae_path: 
         hollow = _hollow(contents, _wanted(without_vae=vae_path is not None))
     if vae_path:
         with _named(Path(vae_path)):
-            alone = _hollow(read.contents(vae_path), _wanted())
-            parts.autoencoder_from(alone, {})
-            hollow |= {VAE + name: tensor for name, tensor in _root_names(alone).items()}
+            hollow |= {VAE + name: tensor for name, tensor in _hollow_vae(vae_path, hollow).items()}
     with _named(path):
         model = family_of({name: tuple(tensor.shape) for name, tensor in hollow.items()}).build(
             hollow, _hints(path, contents.metadata, prediction))
     return sum(tensor.numel() for network in networks(model) for tensor in network.parameters())
+
+
+def _hollow_vae(path: str | os.PathLike[str], model: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A VAE's tensors without values, names without prefix. Raises CheckpointError where its latents are not those of the model's U-Net."""
+    contents = read.contents(path)
+    found = _root_names(_hollow(contents, _wanted()))
+    latent = parts.autoencoder_from(found, contents.metadata).config.latent
+    last = model.get(f"{UNET}out.2.weight")
+    if last is not None and last.shape[0] != latent:
+        raise CheckpointError(f"Its latents have {latent} channels, and the model's {last.shape[0]}; choose a VAE made for this model.")
+    return found
 
 
 def load_vae(path: str | os.PathLike[str], model: Model) -> nn.Module:
@@ -76,7 +87,7 @@ def load_vae(path: str | os.PathLike[str], model: Model) -> nn.Module:
         if (hollow.config.latent, hollow.config.downscale) != (model.latent.channels, model.latent.downscale):
             raise CheckpointError(f"Its latents have {hollow.config.latent} channels of {hollow.config.downscale} pixels, and the model's "
                                   f"{model.latent.channels} of {model.latent.downscale}; choose a VAE made for {model.family.name}.")
-        return _moved(parts.autoencoder_from(_vae_weights(path, model.dtype), hints), model.device)
+        return _moved(parts.autoencoder_from(_vae_weights(path, model.dtype, hints), hints), model.device)
 
 
 def check_values(path: str | os.PathLike[str], vae_path: str | os.PathLike[str] | None = None) -> None:
@@ -105,24 +116,35 @@ def _moved(network: nn.Module, device: torch.device) -> nn.Module:
         raise OutOfMemoryError("The graphics card has no room for this model; close other programs or use --cpu.") from error
 
 
-def _wanted(*, without_vae: bool = False):
+def _wanted(*, without_vae: bool = False) -> Callable[[str], bool]:
     away = NOT_WEIGHTS + (OWN_VAE if without_vae else ())
     return lambda name: not name.startswith(away)
 
 
-def _cast(dtype: torch.dtype):
-    """Real numbers in the wanted type; tables of the schedule as the file has them, since their type tells how far to trust them."""
+def _cast(dtype: torch.dtype, hints: Mapping[str, str]) -> Callable[[str, Tensor], Tensor]:
+    """Real numbers in the wanted type, and convolutions' weights in the order in which they will run, so that no network copies them
+    again. Tables of the schedule stay as the file has them, since their type tells how far to trust them."""
+    innermost = hints.get("easel.layers", "channels_last") == "channels_last"
+
     def change(name: str, tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() and name not in read.SCHEDULE else tensor
+        turn = innermost and tensor.dim() == 4
+        if not tensor.is_floating_point() or name in read.SCHEDULE or (tensor.dtype == dtype and not turn):
+            return tensor
+        place = read.room(tensor.numel() * dtype.itemsize).view(dtype)
+        if turn:
+            out, channels, height, width = tensor.shape
+            return place.view(out, height, width, channels).permute(0, 3, 1, 2).copy_(tensor)
+        return place.view(tensor.shape).copy_(tensor)
+
     return change
 
 
-def _vae_weights(path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+def _vae_weights(path: Path, dtype: torch.dtype, hints: Mapping[str, str]) -> dict[str, Tensor]:
     """The VAE in a file, whether it lies alone there or inside a checkpoint; names without prefix."""
     with _named(path):
         names = read.header(path)
         prefix = _prefix(names)
-        return _root_names(read.weights(path, lambda name: _wanted()(name) and name.startswith(prefix), _cast(dtype)))
+        return _root_names(read.weights(path, lambda name: _wanted()(name) and name.startswith(prefix), _cast(dtype, hints)))
 
 
 def _prefix(names: Mapping[str, object]) -> str:
@@ -134,7 +156,7 @@ def _root_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _hollow(contents: Contents, wanted) -> dict[str, Tensor]:
+def _hollow(contents: Contents, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """Tensors with shape and type but no memory; without the schedule, whose values would be looked at."""
     return {name: torch.empty(slot.shape, dtype=getattr(torch, slot.dtype), device="meta")
             for name, slot in contents.slots.items() if wanted(name) and name not in read.SCHEDULE}

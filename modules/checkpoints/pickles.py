@@ -226,7 +226,13 @@ def read(file: BinaryIO, name: str, size: int, *, zipped: bool) -> tuple[dict[st
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{name} is cut off or damaged: its archive cannot be read. Download it again.") from error
     except BROKEN as error:
-        raise CheckpointError(f"{name} is cut off or damaged, or holds no model ({ascii(str(error))[1:80].rstrip(chr(39))}).") from error
+        raise CheckpointError(f"{name} is cut off or damaged, or holds no model{_cause(error)}.") from error
+
+
+def _cause(error: BaseException) -> str:
+    """A fault's own words in brackets, as far as they are plain text."""
+    words = "".join(letter if letter.isprintable() and letter.isascii() else "?" for letter in str(error)[:80])
+    return f" ({words})" if " " in words else ""
 
 
 class _Kept(io.RawIOBase):

@@ -5,11 +5,12 @@ Reading is strict: a header that leaves a byte unexplained, twice explained or u
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from modules.core import hashing
 from modules.core.errors import CheckpointError
 
 LONGEST_HEADER = 32 << 20                                   # bytes; the largest published ones have less than 1 MiB
+OWN_PAGES = 1 << 20                                         # bytes from which on a tensor gets pages of its own
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
          "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
          "U16": "uint16", "U32": "uint32", "U64": "uint64"}
@@ -199,7 +201,7 @@ def _load(file: BinaryIO, name: str, slots: Mapping[str, Slot], change: Callable
 
 def _bytes(file: BinaryIO, name: str, storage: Storage) -> Tensor:
     """(size,) uint8, filled from the file."""
-    raw = torch.empty(storage.size, dtype=torch.uint8)
+    raw = room(storage.size)
     view = memoryview(raw.numpy())
     file.seek(storage.start)
     at = 0
@@ -211,6 +213,21 @@ def _bytes(file: BinaryIO, name: str, storage: Storage) -> Tensor:
     if storage.crc is not None and zlib.crc32(view) != storage.crc:
         raise CheckpointError(f"{name} is damaged: a check sum inside it does not agree. Download it again.")
     return raw
+
+
+def room(size: int) -> Tensor:
+    """(size,) uint8 of private memory, uninitialised. Large ones go back to the system the moment they are let go of: torch's own are
+    cut from a heap that cannot reuse an aligned block for one of the same size, so it grows by every tensor that is read and turned
+    into another type."""
+    if size < OWN_PAGES:
+        return torch.empty(size, dtype=torch.uint8)
+    if not hasattr(mmap, "MAP_ANONYMOUS"):                  # Windows
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):                             # a kernel without huge pages
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 def _tensor(raw: Tensor, slot: Slot, alone: bool) -> Tensor:

@@ -123,19 +123,19 @@ class Residency:
         with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
             digest = hasher.submit(self._hashes_of, wanted)
             if self._model is None or self._room_for(values):
-                return self._keep(self._loaded(wanted), wanted, digest)
+                return self._keep(self._loaded(wanted, verified=True), wanted, digest)
             load.check_values(path, vae_path)
             digest.result()                                 # a file that changes meanwhile is noticed before the old model goes
             previous = self._drop()
             try:
-                return self._keep(self._loaded(wanted), wanted, digest)
+                return self._keep(self._loaded(wanted, verified=True), wanted, digest)
             except WebUIError:
                 self._restore(previous)
                 raise
 
-    def _loaded(self, wanted: Held) -> Model:
+    def _loaded(self, wanted: Held, *, verified: bool = False) -> Model:
         return load.load(wanted.checkpoint.path, device="cpu", dtype=self._dtype, prediction=wanted.prediction,
-                         vae_path=wanted.vae.path if wanted.vae else None)
+                         vae_path=wanted.vae.path if wanted.vae else None, verified=verified)
 
     def _room_for(self, values: int) -> bool:
         """Whether the new model fits into main memory beside the old one."""

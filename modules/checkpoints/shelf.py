@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import threading
@@ -18,6 +19,7 @@ CHECKPOINTS = (".safetensors", ".sft", ".ckpt")
 VAES = (*CHECKPOINTS, ".pt", ".pth", ".bin")
 NEAR = tuple(f".vae{ending}" for ending in VAES)            # a VAE that lies beside its checkpoint
 BRACKET = re.compile(r"(.*\S)\s*\[([0-9a-f]{8}|[0-9a-f]{10})\]", re.IGNORECASE | re.DOTALL)
+NO_BYTES = hashlib.sha256(b"").hexdigest()[:8]
 LEGACY = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
 
 
@@ -146,7 +148,7 @@ class Shelf:
         digest = match[2].lower()
         for entry in entries:
             if match[1] in (entry.name, entry.base, entry.model_name):
-                if len(digest) == 8 and hashing.legacy_hash(entry.path) == digest:
+                if len(digest) == 8 and digest == _legacy_hash(entry):
                     return entry
                 if len(digest) == 10 and (full := self.hashed(entry)).shorthash == digest:
                     return full
@@ -157,7 +159,7 @@ class Shelf:
         """A1111's old hash of 8 digits; each file is opened for 64 KiB."""
         if not LEGACY.fullmatch(name):
             return None
-        return next((entry for entry in entries if hashing.legacy_hash(entry.path) == name.lower()), None)
+        return next((entry for entry in entries if _legacy_hash(entry) == name.lower()), None)
 
     def _with_hashes(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         return tuple(Entry(path=entry.path, name=entry.name, sha256=self._hashes.known(entry.path)) for entry in entries)
@@ -203,6 +205,12 @@ def _entries(files: Iterable[tuple[Path, str]]) -> tuple[Entry, ...]:
         if name not in taken:
             taken[name] = Entry(path=path, name=name)
     return tuple(taken.values())
+
+
+def _legacy_hash(entry: Entry) -> str:
+    """A1111's old hash; "" for a file too short to have one of its own."""
+    found = hashing.legacy_hash(entry.path)
+    return "" if found == NO_BYTES else found
 
 
 def _vae_base(file: str) -> str:
