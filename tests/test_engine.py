@@ -1,5 +1,6 @@
 """The engine: frozen jobs, one after another, ended once, whatever is pressed, thrown or full."""
 import asyncio
+import dataclasses
 import random
 import shutil
 import subprocess
@@ -94,7 +95,8 @@ def test_a_change_of_settings_after_submission_does_not_reach_the_job(engine):
 
 
 @pytest.mark.parametrize("change, field", [({"steps": 0}, "steps"), ({"width": 0}, "width"), ({"height": 10**6}, "height"),
-                                           ({"n_iter": 0}, "n_iter"), ({"prompt": "x" * 70_000}, "prompt"), ({"prompt": "\ud800"}, "prompt")])
+                                           ({"n_iter": 0}, "n_iter"),
+                                           ({"prompt": "x" * 70_000}, "prompt"), ({"prompt": "\ud800"}, "prompt")])
 def test_a_request_out_of_range_is_refused_before_it_is_queued(engine, change, field):
     with pytest.raises(RequestError) as caught:
         engine.submit(Request(**change))
@@ -402,7 +404,7 @@ def test_a_truncated_checkpoint_fails_its_job_in_a_sentence_and_the_next_one_is_
 
 def test_four_clients_at_once_each_get_their_own_pictures(real):
     """What each asked for alone is the oracle of what it gets among the others."""
-    asked = {(client, number): Request(prompt=f"client {client}", seed=100 * client + number, steps=2, width=(64, 128)[number % 2], height=64)
+    asked = {(client, number): dataclasses.replace(SMALL, prompt=f"client {client}", seed=100 * client + number, width=(64, 128)[number % 2])
              for client in range(4) for number in range(4)}
     got, lock = {}, threading.Lock()
 
