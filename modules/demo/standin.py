@@ -32,14 +32,14 @@ def weights(seed: int = 0) -> dict[str, Tensor]:
         vae = AutoencoderKL(AutoencoderConfig(channels=32, levels=(32, 32, 32, 64), res_blocks=1, z=4, latent=4))
         text = ClipText(ClipConfig(width=CONTEXT, layers=1, inner=4 * CONTEXT, vocabulary=49408, positions=77, heads=1))
         text.text_model.embeddings.token_embedding.weight.data.normal_()
-        _louder(vae.decoder)
+        _louder(vae.decoder.conv_out)
     named = {UNET: unet, VAE: vae, TEXT: text}
     return {prefix + name: tensor.half().contiguous() for prefix, part in named.items() for name, tensor in part.state_dict().items()}
 
 
-def _louder(decoder: nn.Module) -> None:
+def _louder(last: nn.Conv2d) -> None:
     """Random convolutions average to grey; a gain on the last one gives its pictures colours to look at."""
-    decoder.conv_out.weight.data *= 4
+    last.weight.data *= 4
 
 
 if __name__ == "__main__":

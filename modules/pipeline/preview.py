@@ -1,6 +1,8 @@
 """A latent as a small picture, while sampling runs: one linear map from latent channels to colours, fitted to the VAE at hand."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,7 +31,8 @@ def colours(model: Model) -> Tensor:
 def decode(model: Model, latent: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in -1..1 of a latent (B, C, h, w) as the U-Net knows it, in the VAE's own dtype."""
     dtype = next(model.vae.parameters()).dtype
-    return model.vae.decode((latent / model.latent.scale + model.latent.shift).to(dtype))
+    decode_: Callable[[Tensor], Tensor] = model.vae.decode        # type: ignore[assignment]  # every VAE has it
+    return decode_((latent / model.latent.scale + model.latent.shift).to(dtype))
 
 
 def draw(latent: Tensor, map_: Tensor, size: tuple[int, int]) -> Image.Image:

@@ -78,7 +78,8 @@ class Request:
         for name in values:
             if name not in names:
                 raise RequestError(f"A request has no field “{name}”; it was made by another version of Easel.", field=name)
-        return Request(**{name: tuple(value) if name == "styles" else value for name, value in values.items()})
+        given: dict[str, Any] = {name: tuple(value) if name == "styles" else value for name, value in values.items()}
+        return Request(**given)
 
 
 @dataclass(frozen=True, kw_only=True)
