@@ -46,17 +46,17 @@ class Form:
     def __getitem__(self, field: str) -> Component:
         return self._controls[field]
 
-    def add(self, field: str, control: Component) -> Component:
+    def add(self, field: str, control: Any) -> Any:
         """Join a control to a field of Request. Raises RequestError for a field that no Request has."""
         parameters.by_field(field)
         self._controls[field] = control
         return control
 
-    def make(self, field: str, **changes: Any) -> Component:
+    def make(self, field: str, **changes: Any) -> Any:
         """The control that the table describes, joined to its field. changes: arguments of the component that differ here."""
         return self.add(field, self.control(parameters.by_field(field), **changes))
 
-    def control(self, row: parameters.Parameter, **changes: Any) -> Component:
+    def control(self, row: parameters.Parameter, **changes: Any) -> Any:
         """A component for this row: a slider where the row shows a range, a list where it has choices, else a box to type in."""
         value = shown(row, getattr(self.defaults, row.field))
         given: dict[str, Any] = {"label": row.label, "value": value, "elem_id": self.element(row.field)}
@@ -81,15 +81,13 @@ class Form:
         return self._engine.tools.choices(row.field)
 
     def request(self, values: Sequence[Any]) -> Request:
-        """The values of `controls` as a Request, checked. Raises RequestError naming the first field that does not fit."""
-        taken = {}
+        """The values of `controls` as a Request; what has no control here comes from the settings. Raises RequestError naming the field."""
+        given = {}
         for field, value in zip(self.names, values, strict=True):
             row = parameters.by_field(field)
             empty = value is None or (value == "" and row.kind in ("int", "float"))
-            taken[field] = getattr(self.defaults, field) if empty else parameters.coerce(row, value)
-        request = parameters.normal(Request(**taken))
-        parameters.check(request)
-        return request
+            given[field] = getattr(self.defaults, field) if empty else value
+        return self._engine.tools.request(given)
 
     def paste(self, fields: Mapping[str, Any]) -> list[Any]:
         """One update a control, in the order of `controls`: what `fields` (Request fields) gives is set, all else stays as it is.

@@ -18,7 +18,7 @@ from modules.core.errors import NanError, RequestError, WebUIError
 from modules.pipeline import parameters
 
 log = logging.getLogger("easel.api")
-CLASSES = MappingProxyType({NanError: "NansException"})     # names that clients know
+CLASSES: Mapping[type[WebUIError], str] = MappingProxyType({NanError: "NansException"})     # names that clients know
 OUR_FAULT = "Easel made a mistake here; its log says what happened."
 
 

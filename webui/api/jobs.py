@@ -54,11 +54,15 @@ def routes(engine: Engine) -> APIRouter:
         found.skip()
         return told(found)
 
+    @router.post("/jobs/{job_id}/resume")
+    def resume(job_id: str, force: bool = False) -> dict[str, Any]:
+        return told(engine.resume(job_id, force=force))
+
     @router.get("/jobs/{job_id}/preview")
     def preview(job_id: str) -> Response:
         image = engine.job(job_id).preview()
         if image is None:
-            return Response(status_code=404)
+            return Response(status_code=204)                # nothing yet, or no more: the job has ended
         return Response(as_jpeg(image), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
     @router.get("/jobs/{job_id}/pictures/{index}")

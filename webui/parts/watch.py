@@ -89,8 +89,18 @@ class Stage:
             self.gallery: gr.update(value=[file for _, file in texts], selected_index=0 if texts else None, visible=True),
             self.infotext: texts[0][0] if texts else "", self.chosen: 0,
             self.replay: gr.update(interactive=bool(texts)), self.inspect: gr.update(interactive=bool(texts)),
-            self.note: said.notes([*ending(job, len(texts)), *gone]),
+            self.note: said.notes([*ending(job, len(texts)), *gone, *saved(job)]),
         }
+
+
+def saved(job: Job) -> list[tuple[str, str]]:
+    """Where the pictures lie in the data folder, as one quiet sentence."""
+    places = [row.path.rpartition("/") for row in job.pictures() if row.place == "outputs"]
+    if not places:
+        return []
+    first, last = places[0], places[-1]
+    names = first[2] if len(places) == 1 else f"{first[2]} to {last[2]}"
+    return [(f"Saved as {names} in {first[0]}.", "quiet")]
 
 
 def ending(job: Job, pictures: int) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from modules.engine import Engine
+from modules.pipeline import infotext
 from webui.form import Form
 from webui.parts import said, watch
 from webui.parts.header import QUIET
@@ -38,11 +39,11 @@ def build() -> PngInfo:
             # A file keeps its metadata; a picture component would hand on the pixels alone.
             file = gr.File(label="Drop a picture here", elem_id="pnginfo_image", file_types=["image"], height=150)
             picture = gr.Image(label="Picture", show_label=False, elem_id="pnginfo_picture", type="filepath", interactive=False,
-                               visible="hidden", buttons=["fullscreen"])
+                               buttons=["fullscreen"])      # the style sheet hides it while it is empty
         with gr.Column(scale=1, min_width=320):
             note = html(said.note(EMPTY), "pnginfo_note")
             text = gr.Textbox(label="Generation parameters", elem_id="pnginfo_generation_info", lines=6, max_lines=16, interactive=False,
-                              buttons=["copy"], elem_classes="infotext", visible="hidden")
+                              buttons=["copy"], elem_classes="infotext")
             with gr.Row(elem_classes="after"):
                 send = gr.Button("Send to txt2img", elem_id="pnginfo_send_to_txt2img", interactive=False, size="sm", min_width=0)
                 replay = gr.Button("Replay", elem_id="pnginfo_replay", interactive=False, size="sm", min_width=0)
@@ -78,19 +79,19 @@ def wire(engine: Engine, form: Form, parts: PngInfo, stage: watch.Stage, tabs: g
 
 def _read(engine: Engine, parts: PngInfo, path: str | None) -> dict[Any, Any]:
     """The updates that show what a picture file says; None = there is no picture."""
-    empty = {parts.picture: gr.update(value=None, visible="hidden"), parts.text: gr.update(value="", visible="hidden"), parts.facts: "",
-             parts.send: gr.update(interactive=False), parts.replay: gr.update(interactive=False), parts.found: {}}
+    empty = {parts.picture: None, parts.text: "", parts.facts: "", parts.found: {},
+             parts.send: gr.update(interactive=False), parts.replay: gr.update(interactive=False)}
     if not path:
         return {**empty, parts.note: said.note(EMPTY)}
     try:
         found = engine.tools.read_picture(Path(path))
     except Exception as error:                              # a face is a door at which errors become sentences
         return {**empty, parts.note: said.note(said.trouble(error), "bad")}
-    rows = [("Size", f"{found.width} × {found.height}"), ("Format", found.format), *found.fields.items(), *found.items.items()]
+    told = infotext.read(found.infotext).raw
+    rows = [("File", f"{found.format}, {found.width} × {found.height}"), *told.items(), *found.items.items()]
     words = said.note("" if found.infotext else "This picture says nothing about how it was made.", "warn")
     return {
-        parts.picture: gr.update(value=path, visible=True),
-        parts.text: gr.update(value=found.infotext, visible=True if found.infotext else "hidden"),
+        parts.picture: path, parts.text: found.infotext,
         parts.facts: said.table([(str(name), str(value)) for name, value in rows]), parts.note: words, parts.found: dict(found.request),
         parts.send: gr.update(interactive=bool(found.infotext)),
         parts.replay: gr.update(interactive=bool(found.infotext) or found.record is not None),

@@ -97,7 +97,7 @@ def _settings(form: Form) -> tuple[gr.Button, dict[str, gr.Button], dict[str, gr
 
 def _seed(form: Form, field: str, random: str, reuse: str) -> tuple[gr.Button, gr.Button]:
     with gr.Row(elem_classes="seed-box", equal_height=False):
-        form.make(field, min_width=90, html_attributes=gr.InputHTMLAttributes(inputmode="numeric", autocomplete="off"))
+        form.make(field, min_width=90, html_attributes=gr.InputHTMLAttributes(autocomplete="off"))
         return (_icon("Random: a new one each time", "dice", f"txt2img_{random}"),
                 _icon("Reuse the one of the picture shown", "again", f"txt2img_{reuse}"))
 
