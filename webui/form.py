@@ -43,7 +43,7 @@ class Form:
     def controls(self) -> list[Component]:
         return list(self._controls.values())
 
-    def __getitem__(self, field: str) -> Component:
+    def __getitem__(self, field: str) -> Any:
         return self._controls[field]
 
     def add(self, field: str, control: Any) -> Any:

@@ -100,7 +100,8 @@ def remade(request: Request, files: Iterable[tuple[int, str, bool, bytes]]) -> R
 def _from_record(file: bytes, record: Mapping[str, Any], run: Run, find: Find) -> Verdict:
     if not record["picture"].get("complete", True):
         raise ReplayError("The picture was interrupted before its last step, so it cannot be made again.")
-    here: dict[str, Any] = {"checkpoint": find("checkpoint", record["model"].get("name", ""), record["model"].get("sha256", "")), "vae": _vae(record, find)}
+    model = record["model"]
+    here: dict[str, Any] = {"checkpoint": find("checkpoint", model.get("name", ""), model.get("sha256", "")), "vae": _vae(record, find)}
     asked = dataclasses.replace(provenance.alone(record), **here)
     made = _only(run(asked), 0)
     errors = compare(file, made.file)
