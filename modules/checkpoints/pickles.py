@@ -62,7 +62,7 @@ class Place(NamedTuple):
 
     dtype: str
     key: str
-    count: int
+    length: int
 
 
 class View(NamedTuple):
@@ -82,7 +82,7 @@ def _tensor(place: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Vie
     whole = all(type(value) is int and value >= 0 for value in (offset, *shape, *stride))
     if not isinstance(place, Place) or dtype not in SIZES or not whole or len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS:
         raise pickle.UnpicklingError("a tensor's shape is senseless")
-    values = place.count if place.dtype else place.count // SIZES[dtype]
+    values = place.length if place.dtype else place.length // SIZES[dtype]
     needed, count = 1 + offset, 1
     for length, step in zip(shape, stride, strict=True):
         needed, count = needed + (length - 1) * step, count * length
@@ -278,7 +278,7 @@ def _read_zip(file: BinaryIO, name: str) -> tuple[Any, Callable[[View], Storage]
 
     def place(view: View) -> Storage:
         member = members.get(f"data/{view.place.key}")
-        need = view.place.count * SIZES[view.place.dtype or "uint8"]
+        need = view.place.length * SIZES[view.place.dtype or "uint8"]
         if member is None or member.file_size != need:
             raise CheckpointError(f"{name} is damaged: values of a tensor are missing. Download it again.")
         return Storage(_start(file, member, name), need, member.CRC)
@@ -340,8 +340,8 @@ def _legacy_storages(file: BinaryIO, size: int, keys: Any, places: Mapping[str, 
     for key in keys:
         file.seek(at)
         place = places[key]
-        length = place.count * SIZES[place.dtype or "uint8"]
-        if struct.unpack("<q", file.read(8))[0] != place.count or length > size - at - 8:
+        length = place.length * SIZES[place.dtype or "uint8"]
+        if struct.unpack("<q", file.read(8))[0] != place.length or length > size - at - 8:
             raise EOFError("cut off")
         found[key] = Storage(at + 8, length)
         at += 8 + length

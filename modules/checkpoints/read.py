@@ -202,7 +202,7 @@ def _load(file: BinaryIO, name: str, slots: Mapping[str, Slot], change: Callable
 def _bytes(file: BinaryIO, name: str, storage: Storage) -> Tensor:
     """(size,) uint8, filled from the file."""
     raw = room(storage.size)
-    view = memoryview(raw.numpy())
+    view = memoryview(raw.numpy())                          # type: ignore[arg-type]  # arrays have the buffer protocol
     file.seek(storage.start)
     at = 0
     while at < storage.size:
