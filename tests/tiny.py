@@ -152,6 +152,8 @@ def _gain(name: str) -> float:
     """How much larger than 1 / sqrt(inputs) the draws of this layer are; behind a SiLU 1.6 keeps the spread."""
     if name.endswith(("out_layers.3.weight", "to_out.0.weight", "ff.net.2.weight", "fc2.weight", "out_proj.weight")):
         return QUIET
+    if name.endswith("skip_connection.weight"):
+        return 0.9                                          # blocks add up; their joints take a little away
     if name.endswith("conv2.weight"):
         return 2 * QUIET
     if name.endswith("attn_1.proj_out.weight"):

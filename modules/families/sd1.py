@@ -56,7 +56,7 @@ def build(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
         latent=LatentFormat(channels=vae.config.latent, downscale=vae.config.downscale, scale=SD1.latent.scale),
         native_size=SD1.native_size,
         device=torch.device("cpu"), dtype=next(unet.parameters()).dtype,
-        hints={"prediction": f"{kind} ({source})"},
+        hints={"prediction": f"{kind} ({source})", **{name: said for name, said in hints.items() if name.startswith("easel.")}},
     )
 
 

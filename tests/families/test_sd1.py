@@ -143,6 +143,7 @@ def test_heads_and_groups_named_in_the_metadata_are_used(weights):
     assert model.unet.config.heads_at(64) == 4
     assert model.unet.input_blocks[1][0].in_layers[0].num_groups == 16
     assert model.vae.encoder.norm_out.num_groups == 16
+    assert model.hints == {"prediction": "eps (guessed)", "easel.heads": "4", "easel.norm_groups": "16"}
 
 
 @pytest.mark.parametrize("hints", [{"easel.heads": "0"}, {"easel.heads": "eight"}, {"easel.norm_groups": "-1"}, {"easel.norm_groups": "64"},
