@@ -1,4 +1,4 @@
-"""What happens before the environment stands. Python, pip and the tools of graphics cards are stood for by small scripts in a temporary folder."""
+"""What happens before the environment stands. Small scripts in a temporary folder stand for Python, pip and the tools of graphics cards."""
 import ast
 import importlib.util
 import json
@@ -279,7 +279,7 @@ def test_an_ensurepip_that_fails_names_it_too(home, tmp_path):
 
 BREAKS = {
     "its Python is gone": lambda venv: (venv / "bin" / "python").unlink(),
-    "its Python points nowhere": lambda venv: ((venv / "bin" / "python").unlink(), (venv / "bin" / "python").symlink_to("/nowhere/python3")),
+    "its Python points nowhere": lambda venv: ((venv / "bin/python").unlink(), (venv / "bin/python").symlink_to("/nowhere/python3")),
     "its Python is no program": lambda venv: (venv / "bin" / "python").write_text("garbage"),
     "its Python has become another version": lambda venv: (venv / "lib" / "python3.11").rename(venv / "lib" / "python3.9"),
     "it is half made": lambda venv: ((venv / "pyvenv.cfg").unlink(), (venv / "bin" / "python").unlink()),

@@ -23,7 +23,13 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 PUBLIC = (
     ("/manifest.json", "browsers fetch a page's manifest without its credentials; it holds a title and icons"),
 )
-PAGES = frozenset({"/", "/docs"})                           # documents of ours: a link on another site may lead here, and nowhere else
+# Routes that Gradio mounts and our page does not use, by the beginning of their path: editing of source code, fetching for others, logins
+# beside ours, figures on visitors, and a GET that writes. They answer 404.
+CLOSED = (
+    "/gradio_api/vibe-", "/gradio_api/undo-vibe-", "/gradio_api/proxy=", "/gradio_api/deep_link", "/gradio_api/dev/",
+    "/gradio_api/custom_component/", "/gradio_api/process_recording", "/gradio_api/runs", "/monitoring", "/login", "/logout",
+)
+PAGES = frozenset({"/"})                                    # documents of ours: a link on another site may lead here, and nowhere else
 REALM = 'Basic realm="Easel", charset="UTF-8"'
 
 
@@ -55,7 +61,8 @@ class Guard:
     def refusal(self, scope: Mapping[str, Any], path: str) -> Refusal | None:
         """None when the request (http or websocket) may pass. path: without the prefix of a reverse proxy."""
         headers = Headers(scope)
-        return self._host(headers) or self._origin(scope, headers, path) or self._credentials(scope, headers, path)
+        refused = self._host(headers) or self._origin(scope, headers, path) or self._credentials(scope, headers, path)
+        return refused or (Refusal(404, "Not Found") if path.startswith(CLOSED) else None)
 
     def foreign(self, scope: Mapping[str, Any]) -> str:
         """The request's Origin when it is a foreign one that may call, else ""."""

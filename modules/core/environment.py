@@ -190,7 +190,7 @@ def _install(folder: Path, requirements: Path, log: Path, index: str | None, aga
     if pip.version_of("torch").split("+")[0] != pins["torch"].partition("==")[2] or again:
         source = index or (None if pip.has_own_source() else build.index)
         say(f"Found {this.described}. Installing torch{f' from {source}' if source else ''}; this is the largest part.")
-        words = [pins[name] for name in ("torch", "torchvision") if name in pins and (source or name == "torch")]   # the vendor's go together
+        words = [pins[name] for name in ("torch", "torchvision") if name in pins and (source or name == "torch")]  # the vendor's pair
         pip.install([*words, *(["--index-url", source] if source else []), *(["--force-reinstall"] if again else [])], "torch")
     constraint = folder / "constraints.txt"
     held = pip.version_of("torch")
