@@ -11,7 +11,7 @@ from modules.sampling import catalogue
 from modules.sampling.noise import Brownian, Draws
 from modules.sampling.samplers import Denoised
 from modules.sampling.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde
-from modules.sampling.samplers.euler import ancestral, euler, euler_ancestral
+from modules.sampling.samplers.euler import ancestral, churn, churned, euler, euler_ancestral
 from modules.sampling.schedule import karras
 
 MEAN, SPREAD = 0.7, 0.5                                     # of the data
@@ -153,6 +153,17 @@ def test_churn_outside_its_range_changes_nothing_and_inside_it_does():
     assert torch.equal(walk(euler, s_churn=30.0, s_tmax=0.001), walk(euler))
     assert not torch.equal(walk(euler, s_churn=30.0), walk(euler))
     assert not torch.equal(walk(euler, s_churn=30.0, s_noise=1.1), walk(euler, s_churn=30.0))
+
+
+@pytest.mark.parametrize("s_churn, sigma, gamma", [(0.0, 5.0, 0.0), (3.0, 5.0, 0.25), (12.0, 5.0, math.sqrt(2) - 1), (3.0, 0.05, 0.0),
+                                                   (3.0, 11.0, 0.0), (3.0, 10.0, 0.25), (3.0, 0.1, 0.25)])
+def test_churn_is_shared_among_the_steps_and_never_more_than_doubles_the_variance(s_churn, sigma, gamma):
+    assert churn(torch.tensor(sigma, dtype=torch.float64), 12, s_churn, 0.1, 10.0) == pytest.approx(gamma)
+
+
+def test_a_churned_latent_holds_the_noise_of_its_higher_level():
+    x, sigma = churned(torch.zeros(1, 1, 1, 1), torch.tensor(2.0), 0.25, torch.full((1, 1, 1, 1), 1.5))
+    assert float(sigma) == 2.5 and float(x) == pytest.approx(1.5 * math.sqrt(2.5**2 - 2.0**2))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
