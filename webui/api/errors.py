@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
