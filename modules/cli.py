@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import dataclasses
 import json
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -28,6 +29,7 @@ from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
 
 LOOK = 0.1                                                  # seconds between two progress lines
+ENDING = 2.0                                                # seconds that a cancelled job has to end by itself
 FORMATS = (("jpeg", "jpg"), ("jpg", "jpg"), ("png", "png"), ("webp", "webp"))
 REPLAY_CANNOT = 2
 
@@ -215,7 +217,7 @@ class Maker(Protocol):
     def replay(self, file: bytes, *, show: Show) -> Any: ...
 
 
-@contextmanager
+@contextlib.contextmanager
 def _maker(flags: argparse.Namespace, paths: Paths) -> Iterator[Maker]:
     """--server; else an Engine of our own; else, when another Easel holds the data folder, that one."""
     auth = _auth(flags.auth)
@@ -237,7 +239,17 @@ def _maker(flags: argparse.Namespace, paths: Paths) -> Iterator[Maker]:
             _say(warning)
         yield _Local(engine)
     finally:
-        engine.close()
+        if not engine.close():
+            _leave_at_once(sys.exc_info()[1])
+
+
+def _leave_at_once(error: BaseException | None) -> NoReturn:
+    """The worker is in the middle of a long step; ending Python under it would abort the process with a core dump instead of a code."""
+    _say("Stopped.")
+    sys.stdout.flush()
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        os._exit(error.code)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
 
 
 def _auth(text: str | None) -> tuple[str, str] | None:
@@ -288,6 +300,8 @@ class _Local:
             result = job.result()
         except KeyboardInterrupt:
             job.cancel()
+            with contextlib.suppress(TimeoutError, WebUIError):
+                job.result(ENDING)
             raise
         _show(job, show)
         return Made(job=job.id, state=job.state, warnings=tuple(dict.fromkeys((*result.warnings, *job.warnings))), files=tuple(
@@ -391,7 +405,7 @@ def _bytes(path: Path) -> bytes:
         raise NotFoundError(f"{path} cannot be read ({error.strerror}).") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _log_to(paths: Paths) -> Iterator[None]:
     """Tracebacks go to a file; the terminal gets sentences."""
     log = logging.getLogger("easel")
@@ -413,7 +427,7 @@ def _log_to(paths: Paths) -> Iterator[None]:
         handler.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM ends in order: the running job is marked as interrupted and can be resumed."""
     if threading.current_thread() is not threading.main_thread():

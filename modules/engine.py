@@ -158,17 +158,19 @@ class Engine:
         """Write the address at which this Easel answers into the data folder, so that a command line finds it."""
         self._lock.announce(address)
 
-    def close(self, timeout: float = 4.0) -> None:
+    def close(self, timeout: float = 4.0) -> bool:
         """Stop after the current step. A running job ends as interrupted, waiting jobs stay in the table; both can go on at the next start.
 
-        Everybody who waits for a job is told so. Harmless when called twice.
+        Everybody who waits for a job is told so. Harmless when called twice. Returns False when the worker did not stop within `timeout`
+        seconds: its thread is still computing, and ends with the process.
         """
         with self._guard:
             if self._closed:
-                return
+                return True
             self._closed = True
         current = self._worker.current
-        if not self._worker.stop(timeout) and current is not None:
+        stopped = self._worker.stop(timeout)
+        if not stopped and current is not None:
             self._store.finish(current.id, states.INTERRUPTED)
         with self._guard:
             live, self._live = list(self._live.values()), {}
@@ -176,6 +178,7 @@ class Engine:
             job.end(None)
         self._store.close()
         self._lock.release()
+        return stopped
 
     # ---- inside
 

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")              # before torch; processes that tests start have it too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

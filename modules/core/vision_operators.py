@@ -1,4 +1,4 @@
-"""torchvision beside a torch of another build. A torchvision built for CUDA finds no operators of its own on a CPU torch and fails at import."""
+"""torchvision beside a torch of another build: one made for CUDA finds no operators of its own on a CPU torch and fails at import."""
 from __future__ import annotations
 
 import functools

@@ -34,6 +34,7 @@ class Worker:
         self._work = True                                   # something may be waiting
         self._stop = False
         self.current: Job | None = None
+        self._cut: Job | None = None                        # the job that was interrupted because the program ends
         self._thread = threading.Thread(target=self._live, name="easel-worker", daemon=True)
 
     def start(self) -> None:
@@ -58,10 +59,16 @@ class Worker:
             self._wake.notify()
         current = self.current
         if current is not None:
-            current.live.interrupt()
+            self._cut_short(current)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def _cut_short(self, job: Job) -> None:
+        """Interrupt for our own sake; one that the user has stopped already stays his."""
+        if not job.live.interrupted:
+            self._cut = job
+            job.live.interrupt()
 
     def _live(self) -> None:
         while True:
@@ -101,7 +108,7 @@ class Worker:
     def _do(self, job: Job) -> None:
         result, state, error = None, states.DONE, None
         if self._stop:
-            job.live.interrupt()                            # claimed while stop() looked for a current job
+            self._cut_short(job)                            # claimed while stop() looked for a current job
         try:
             result = self._run(job)
             state = states.CANCELLED if job.live.interrupted and _short(result) else states.DONE
@@ -112,7 +119,7 @@ class Worker:
             state = states.FAILED
             if error.code == "internal":
                 log.error("job %s failed", job.id, exc_info=raised)
-        if self._stop and state in (states.CANCELLED, states.FAILED):
+        if job is self._cut and state in (states.CANCELLED, states.FAILED):
             state, error = states.INTERRUPTED, None         # it can be taken up at the next start
         self._write_end(job, state, error, result)
 

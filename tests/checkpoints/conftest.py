@@ -19,10 +19,11 @@ def originals():
     """a, b: two checkpoints; v: a VAE alone; full: a VAE under a checkpoint's prefix. Anybody may read them."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
-    tiny.save_sd1(folder / "a.safetensors", seed=1, metadata={"modelspec.title": "A"})
-    tiny.save_sd1(folder / "b.safetensors", seed=2)
-    tiny.save_vae(folder / "v.safetensors", seed=3)
-    tiny.save_vae(folder / "full.safetensors", seed=4, prefix="first_stage_model.")
+    small = {"mult": (1, 1, 1, 1), "text_layers": 2}
+    tiny.save_sd1(folder / "a.safetensors", seed=1, metadata={"modelspec.title": "A"}, **small)
+    tiny.save_sd1(folder / "b.safetensors", seed=2, **small)
+    tiny.save_vae(folder / "v.safetensors", seed=3, mult=small["mult"])
+    tiny.save_vae(folder / "full.safetensors", seed=4, mult=small["mult"], prefix="first_stage_model.")
     for path in folder.iterdir():
         path.chmod(0o644)
     yield folder
@@ -55,7 +56,7 @@ def picture(model) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     with torch.inference_mode():
         text = model.text[0].encode(torch.arange(77)[None], 1)
-        latent = model.unet(torch.randn(1, 4, 8, 8, generator=generator), torch.tensor([500.0]), text)
+        latent = model.unet(torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([500.0]), text)
         return model.vae.decode(latent)
 
 

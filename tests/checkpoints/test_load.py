@@ -16,17 +16,17 @@ from tests.checkpoints.conftest import picture
 ROOT = Path(__file__).resolve().parents[2]
 CPU = {"device": "cpu", "dtype": torch.float32}
 PEAK = """
-import resource, sys, psutil, torch
+import sys, torch
 from modules.checkpoints import load
 from modules.families import catalogue
 torch.set_num_threads(1)
 load.verify(sys.argv[1])
-process = psutil.Process()
-before = process.memory_info().rss
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def taken(row):                         # of this process alone; getrusage counts in what started it
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(row))
+before = taken("VmRSS")
 model = load.load(sys.argv[1], device="cpu", dtype=torch.float32)
 own = sum(tensor.numel() * tensor.itemsize for network in load.networks(model) for tensor in network.parameters())
-print(own, max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, peak) - before)
+print(own, taken("VmHWM") - before)
 """
 
 

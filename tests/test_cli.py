@@ -1,0 +1,289 @@
+"""The command line makes the same files as every other road, says in a sentence what is wrong, and stops when told to."""
+import asyncio
+import contextlib
+import hashlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+
+from modules import cli, client
+from modules.core.errors import BusyError, NotFoundError, RequestError
+from modules.core.flags import Flags
+from modules.core.paths import Paths
+from modules.engine import Engine
+from modules.pipeline import parameters
+from modules.pipeline.request import Request
+from tests import tiny
+from tests.jobs import stub
+from webui.api import install_handlers, routes
+
+HERE = Path(__file__).resolve().parents[1]
+SMALL = ("--steps", "2", "--width", "64", "--height", "64")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    made = Paths.of(tmp_path_factory.mktemp("cli"))
+    made.checkpoints[0].mkdir(parents=True)
+    tiny.save_sd1(made.checkpoints[0] / "tiny.safetensors")
+    return made
+
+
+@contextlib.contextmanager
+def served(engine, *, api=True):
+    """The API of this engine on a real port."""
+    app = FastAPI()
+    install_handlers(app)
+    app.include_router(routes(engine, Flags(api=api)))
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def sha(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# ---- one request, one file
+
+def test_command_line_engine_server_and_api_write_the_same_bytes(paths, tmp_path, capsys):
+    outputs = [tmp_path / f"{name}.png" for name in ("own", "held", "server")]
+    asked = ("txt2img", "a red boat", *SMALL, "--seed", "5", "--sampler", "Euler a", "--cfg-scale", "7.50")
+    assert cli.main([*asked, "-o", str(outputs[0])], paths) == 0
+    engine = Engine(paths)
+    try:
+        with served(engine) as address:
+            engine.announce(address)
+            assert cli.main([*asked, "-o", str(outputs[1])], paths) == 0                        # finds the one that holds the folder
+            other = Paths.of(tmp_path / "elsewhere")
+            assert cli.main([*asked, "-o", str(outputs[2]), "--server", address], other) == 0
+            with client.Client(address) as http:
+                [image] = http.send(client.txt2img(prompt="a red boat", steps="2", width=64, height=64, seed=5, sampler_name="Euler a",
+                                                   cfg_scale=7.5, save_images=True)).images
+    finally:
+        engine.close()
+    assert {sha(path) for path in outputs} == {hashlib.sha256(image).hexdigest()}
+    [saved] = list(paths.outputs.rglob("*.png"))            # -o writes its own file only; the API saves
+    assert sha(saved) == sha(outputs[0])
+
+
+def test_the_ending_of_the_output_chooses_the_format_and_more_pictures_are_numbered(paths, tmp_path):
+    assert cli.main(["txt2img", "x", *SMALL, "--n-iter", "2", "-o", str(tmp_path / "out.webp")], paths) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out.webp", "out-2.webp"}
+    assert Image.open(tmp_path / "out.webp").format == "WEBP"
+
+
+def test_json_tells_what_was_made(paths, capsys):
+    assert cli.main(["txt2img", "x", *SMALL, "--seed", "9", "--json"], paths) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["pictures"][0]["seed"]) == ("done", 9)
+    assert Path(told["pictures"][0]["path"]).is_file()
+
+
+def test_every_row_of_the_table_is_a_flag():
+    flags = cli.parser().parse_args(["txt2img", "words"])
+    assert {row.field for row in parameters.PARAMETERS} <= vars(flags).keys()
+
+
+# ---- reading and replaying
+
+def test_png_info_prints_the_text_and_the_record(paths, tmp_path, capsys):
+    file = tmp_path / "out.png"
+    cli.main(["txt2img", "a boat 🚤", *SMALL, "--seed", "3", "-o", str(file)], paths)
+    capsys.readouterr()
+    assert cli.main(["png-info", str(file)], paths) == 0
+    assert "a boat 🚤\nSteps: 2, " in capsys.readouterr().out
+    assert cli.main(["png-info", str(file), "--json"], paths) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["record"]["request"]["prompt"] == "a boat 🚤" and told["parameters"]["Seed"] == "3"
+
+
+def test_replay_leaves_with_0_1_or_2(paths, tmp_path, capsys):
+    file = tmp_path / "out.png"
+    cli.main(["txt2img", "x", *SMALL, "--seed", "3", "-o", str(file)], paths)
+    assert cli.main(["replay", str(file)], paths) == 0
+    from modules.imaging import metadata, save
+    found = metadata.read(file)
+    dark = metadata.pixels(file).point(lambda value: value // 2)
+    file.write_bytes(save.encode(dark, found.infotext, found.record, "png"))
+    capsys.readouterr()
+    assert cli.main(["replay", str(file)], paths) == 1
+    assert "First difference: pixels" in capsys.readouterr().out
+    file.write_bytes(save.encode(dark, "", "", "png"))
+    assert cli.main(["replay", str(file), "--json"], paths) == 2
+    assert json.loads(capsys.readouterr().out)["state"] == "cannot"
+    assert cli.main(["replay", str(tmp_path / "missing.png")], paths) == 2
+
+
+def test_replay_by_a_server_gives_the_same_verdict(paths, tmp_path):
+    file = tmp_path / "out.png"
+    cli.main(["txt2img", "x", *SMALL, "--seed", "3", "-o", str(file)], paths)
+    engine = Engine(paths)
+    try:
+        with served(engine) as address:
+            assert cli.main(["replay", str(file), "--server", address], Paths.of(tmp_path / "elsewhere")) == 0
+    finally:
+        engine.close()
+
+
+def test_models_and_jobs_are_listed(paths, capsys):
+    assert cli.main(["models", "--json"], paths) == 0
+    assert "tiny.safetensors" in {entry["name"] for entry in json.loads(capsys.readouterr().out)}
+    cli.main(["txt2img", "listed words", *SMALL], paths)
+    capsys.readouterr()
+    assert cli.main(["jobs"], paths) == 0
+    assert re.search(r"[0-9a-f]{16}  done +listed words", capsys.readouterr().out)
+
+
+# ---- what is wrong
+
+@pytest.mark.parametrize("wrong", [("--steps", "0"), ("--steps", "many"), ("--width", "1000000"), ("--sampler", "Eulerr"),
+                                   ("--checkpoint", "nowhere"), ("--image-format", "bmp"), ("-o", "out.bmp"), ("--styles", "\ud800"),
+                                   ("--server", "http://127.0.0.1:9")])
+def test_what_is_wrong_is_one_sentence_and_code_1(paths, capsys, wrong):
+    assert cli.main(["txt2img", "x", *wrong], paths) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("\n") == 1 and "Traceback" not in told.err and told.err.strip()[-1] in ".?)"
+
+
+def test_a_wrong_command_line_leaves_with_code_2(paths, capsys):
+    for wrong in ([], ["paint", "x"], ["txt2img"], ["txt2img", "x", "--no-such-flag"]):
+        with pytest.raises(SystemExit) as left:
+            cli.main(wrong, paths)
+        assert left.value.code == 2
+
+
+def test_a_fault_of_ours_is_a_sentence_too_and_its_traceback_is_in_the_log(paths, capsys, monkeypatch):
+    def broken(self, job):
+        raise ZeroDivisionError("deep inside")
+
+    monkeypatch.setattr(Engine, "_run", broken)
+    assert cli.main(["txt2img", "x", *SMALL], paths) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert "ZeroDivisionError: deep inside" in (paths.data / "logs" / "easel.log").read_text()
+
+
+# ---- stopping
+
+@pytest.mark.parametrize("number, code, state", [(signal.SIGINT, 130, "cancelled"), (signal.SIGTERM, 143, "interrupted")])
+def test_stopped_from_outside_it_leaves_soon_and_the_job_can_be_resumed(tmp_path, capsys, number, code, state):
+    paths = Paths.of(tmp_path)
+    paths.checkpoints[0].mkdir(parents=True)
+    tiny.save_sd1(paths.checkpoints[0] / "tiny.safetensors")
+    program = "import sys; from modules.cli import main; from modules.core.paths import Paths; sys.exit(main(sys.argv[2:], Paths.of(sys.argv[1])))"
+    words = ["txt2img", "x", "--steps", "20", "--width", "64", "--height", "64", "--n-iter", "5"]
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), *words], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(1200):
+            if list(paths.outputs.rglob("*.png")):
+                break
+            time.sleep(0.1)
+        process.send_signal(number)
+        _, words = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == code, words
+    assert "Traceback" not in words
+    [told] = json_of(capsys, ["jobs", "--json"], paths)
+    assert told["state"] == state
+    assert cli.main(["resume", told["id"], "--json"], paths) == 0
+    assert len(json.loads(capsys.readouterr().out)["pictures"]) == 5
+
+
+def json_of(capsys, words, paths):
+    assert cli.main(words, paths) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# ---- the client
+
+@pytest.fixture
+def server(tmp_path):
+    engine = Engine(stub.house(tmp_path), spine=stub.spine)
+    with served(engine) as address:
+        yield engine, address
+    engine.close()
+
+
+def test_the_client_watches_skips_and_cancels_a_job(server):
+    _, address = server
+    with client.Client(address) as http:
+        job = http.send(client.submit(Request(prompt="x", steps=200, n_iter=20, width=64, height=64), task_id="task(1)"))
+        assert (job.task_id, job.request.steps) == ("task(1)", 200)
+        looks = []
+        http.send(client.skip(job.id))
+        while not http.send(client.job(job.id)).pictures:
+            http.send(client.skip(job.id))
+        http.send(client.cancel(job.id))
+        ended = http.wait(job.id, looks.append)
+        assert ended.state == "cancelled" and looks[-1] == ended
+        for picture in ended.pictures:
+            assert hashlib.sha256(http.send(client.picture(job.id, picture.index))).hexdigest() == picture.sha256
+
+
+def test_both_clients_read_every_list(server):
+    _, address = server
+
+    async def awaited(call):
+        async with client.AsyncClient(address) as http:
+            return await http.send(call)
+
+    with client.Client(address) as http:
+        for call in (client.samplers(), client.schedulers(), client.models(), client.options(), client.progress(), client.ready()):
+            assert http.send(call) == asyncio.run(awaited(call)) != []
+        assert http.send(client.vaes()) == []
+        http.send(client.set_options({"jpeg_quality": 61}))
+        assert http.send(client.options())["jpeg_quality"] == 61
+        assert http.send(client.interrupt()) is None
+
+
+def test_the_async_client_waits_for_a_picture(server):
+    _, address = server
+
+    async def made():
+        async with client.AsyncClient(address) as http:
+            job = await http.send(client.submit(Request(prompt="x", seed=4, steps=2, width=64, height=64), save=False))
+            ended = await http.wait(job.id)
+            return ended, await http.send(client.picture(job.id, 0))
+
+    ended, file = asyncio.run(made())
+    assert ended.state == "done" and hashlib.sha256(file).hexdigest() == ended.pictures[0].sha256
+
+
+def test_errors_arrive_as_the_classes_that_the_engine_raises(server):
+    _, address = server
+    with client.Client(address) as http:
+        with pytest.raises(RequestError, match="Sampling steps"):
+            http.send(client.submit(Request(steps=0)))
+        with pytest.raises(NotFoundError):
+            http.send(client.job("0" * 16))
+    with client.Client("http://127.0.0.1:9") as http, pytest.raises(BusyError, match="cannot be reached"):
+        http.send(client.ready())
+
+
+def test_a_server_without_the_api_says_how_to_get_it(tmp_path):
+    engine = Engine(stub.house(tmp_path), spine=stub.spine)
+    try:
+        with served(engine, api=False) as address, client.Client(address) as http:
+            with pytest.raises(NotFoundError, match="--api"):
+                http.send(client.samplers())
+            assert http.send(client.submit(Request(steps=1, width=64, height=64))).id        # jobs by id are always there
+    finally:
+        engine.close()
