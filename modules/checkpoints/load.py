@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from modules.checkpoints import read
 from modules.checkpoints.layout import Contents
+from modules.core import hardware
 from modules.core.errors import CheckpointError, OutOfMemoryError, UnsafeFileError
 from modules.families import parts
 from modules.families.base import Model
 from modules.families.catalogue import family_of
 from modules.families.keys import UNET, VAE
+from modules.networks import layers
 
 NOT_WEIGHTS = ("model_ema.", "optimizer", "lr_scheduler")   # what training leaves in a file and no picture needs
 OWN_VAE = (VAE, "vae.")
@@ -25,23 +27,27 @@ SIDECAR_LENGTH = 65536                                      # bytes looked at
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str, dtype: torch.dtype, prediction: str = "Auto",
-         vae_path: str | os.PathLike[str] | None = None, verified: bool = False) -> Model:
-    """The model in this file, on `device` in `dtype`. At the peak it takes the result's memory and one tensor more.
+         vae_path: str | os.PathLike[str] | None = None, verified: bool = False, kind: str = "") -> Model:
+    """The model in this file, on `device` in `dtype`. At the peak it takes the result's memory and two tensors more.
 
     prediction: Auto (the file's metadata, else guessed), eps or v. vae_path: a VAE instead of the file's own.
-    verified: `verify` was just passed, and need not be asked again before values are read.
+    verified: `verify` was just passed, and need not be asked again before values are read. kind: one of networks.layers.KINDS;
+    "" = the usual one of this device.
     Raises CheckpointError naming file and cause, or OutOfMemoryError.
     """
     path, vae_path = Path(path), Path(vae_path) if vae_path else None
     if not verified:
         verify(path, prediction=prediction, vae_path=vae_path)
     with _named(path):
-        hints = _hints(path, read.metadata(path), prediction)
-        found = read.weights(path, _wanted(without_vae=vae_path is not None), _cast(dtype, hints))
+        kind = kind or layers.usual(torch.device(device), dtype)
+        found = read.weights(path, _wanted(without_vae=vae_path is not None), _cast(dtype, kind))
         if vae_path:
-            found |= {VAE + name: tensor for name, tensor in _vae_weights(vae_path, dtype, hints).items()}
-        model = family_of({name: tuple(tensor.shape) for name, tensor in found.items()}).build(found, hints)
-    model.dtype = dtype
+            found |= {VAE + name: tensor for name, tensor in _vae_weights(vae_path, dtype, kind).items()}
+        model = family_of({name: tuple(tensor.shape) for name, tensor in found.items()}).build(
+            found, _hints(path, read.metadata(path), prediction))
+        del found                                           # else a layer that is replaced would stay in memory beside its successor
+        _lay(networks(model), kind)
+    model.dtype, model.layers = dtype, kind
     model.vae_name = vae_path.name if vae_path else ""
     return move(model, torch.device(device))
 
@@ -87,7 +93,9 @@ def load_vae(path: str | os.PathLike[str], model: Model) -> nn.Module:
         if (hollow.config.latent, hollow.config.downscale) != (model.latent.channels, model.latent.downscale):
             raise CheckpointError(f"Its latents have {hollow.config.latent} channels of {hollow.config.downscale} pixels, and the model's "
                                   f"{model.latent.channels} of {model.latent.downscale}; choose a VAE made for {model.family.name}.")
-        return _moved(parts.autoencoder_from(_vae_weights(path, model.dtype, hints), hints), model.device)
+        vae = parts.autoencoder_from(_vae_weights(path, model.dtype, model.layers), hints)
+        _lay([vae], model.layers)
+        return _moved(vae, model.device)
 
 
 def check_values(path: str | os.PathLike[str], vae_path: str | os.PathLike[str] | None = None) -> None:
@@ -109,6 +117,13 @@ def networks(model: Model) -> tuple[nn.Module, ...]:
     return model.unet, model.vae, *model.text
 
 
+def _lay(found: Iterable[nn.Module], kind: str) -> None:
+    choose = layers.chooser(kind)
+    with hardware.side_by_side() as pool:
+        for network in found:
+            layers.replace(network, choose, pool)
+
+
 def _moved(network: nn.Module, device: torch.device) -> nn.Module:
     try:
         return network if device.type == "cpu" else network.to(device)
@@ -121,17 +136,19 @@ def _wanted(*, without_vae: bool = False) -> Callable[[str], bool]:
     return lambda name: not name.startswith(away)
 
 
-def _cast(dtype: torch.dtype, hints: Mapping[str, str]) -> Callable[[str, Tensor], Tensor]:
+def _cast(dtype: torch.dtype, kind: str) -> Callable[[str, Tensor], Tensor]:
     """Real numbers in the wanted type, and convolutions' weights in the order in which they will run, so that no network copies them
-    again. Tables of the schedule stay as the file has them, since their type tells how far to trust them."""
-    innermost = hints.get("easel.layers", "channels_last") == "channels_last"
+    again; those that will be packed are widened only then. Tables of the schedule stay as the file has them, since their type tells how
+    far to trust them."""
+    slab, soon = read.Slab(), read.Slab()                   # soon: what the packing will take the place of
 
     def change(name: str, tensor: Tensor) -> Tensor:
-        turn = innermost and tensor.dim() == 4
-        if not tensor.is_floating_point() or name in read.SCHEDULE or (tensor.dtype == dtype and not turn):
+        if not tensor.is_floating_point() or name in read.SCHEDULE:
             return tensor
-        place = read.room(tensor.numel() * dtype.itemsize).view(dtype)
-        if turn:
+        if kind == "packed" and tensor.dim() == 4:
+            return soon.take(tensor.nbytes).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        place = slab.take(tensor.numel() * dtype.itemsize).view(dtype)
+        if kind == "channels_last" and tensor.dim() == 4:
             out, channels, height, width = tensor.shape
             return place.view(out, height, width, channels).permute(0, 3, 1, 2).copy_(tensor)
         return place.view(tensor.shape).copy_(tensor)
@@ -139,12 +156,12 @@ def _cast(dtype: torch.dtype, hints: Mapping[str, str]) -> Callable[[str, Tensor
     return change
 
 
-def _vae_weights(path: Path, dtype: torch.dtype, hints: Mapping[str, str]) -> dict[str, Tensor]:
+def _vae_weights(path: Path, dtype: torch.dtype, kind: str) -> dict[str, Tensor]:
     """The VAE in a file, whether it lies alone there or inside a checkpoint; names without prefix."""
     with _named(path):
         names = read.header(path)
         prefix = _prefix(names)
-        return _root_names(read.weights(path, lambda name: _wanted()(name) and name.startswith(prefix), _cast(dtype, hints)))
+        return _root_names(read.weights(path, lambda name: _wanted()(name) and name.startswith(prefix), _cast(dtype, kind)))
 
 
 def _prefix(names: Mapping[str, object]) -> str:

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import torch
@@ -19,11 +20,13 @@ from torch import Tensor
 
 from modules.checkpoints import pickles
 from modules.checkpoints.layout import MOST_DIMENSIONS, SIZES, Contents, Slot, Storage, cleaned
-from modules.core import hashing
+from modules.core import hardware, hashing
 from modules.core.errors import CheckpointError
 
 LONGEST_HEADER = 32 << 20                                   # bytes; the largest published ones have less than 1 MiB
 OWN_PAGES = 1 << 20                                         # bytes from which on a tensor gets pages of its own
+PIECE = 16 << 20                                            # bytes that a Slab takes at once
+LINE = 64                                                   # bytes; tensors begin on a multiple, as torch's own do
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
          "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
          "U16": "uint16", "U32": "uint32", "U64": "uint64"}
@@ -55,8 +58,8 @@ def weights(path: Path_, keep: Callable[[str], bool] = lambda name: True,
             change: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor) -> dict[str, Tensor]:
     """Tensor name -> tensor on the CPU in the file's own type, each a private copy; those that `keep` refuses are not read.
 
-    change(name, tensor): what is kept of a tensor once it is read and found sound, for instance a copy in another type; only one
-    tensor at a time is held twice.
+    change(name, tensor): what is kept of a tensor once it is read, for instance a copy in another type; a few are worked
+    on side by side, and so held twice at a time.
     Raises CheckpointError also for a value that is no finite number, naming the tensor, and for a file that shrinks meanwhile.
     """
     with _opened(Path(path)) as (file, stamp):
@@ -190,29 +193,81 @@ def _load(file: BinaryIO, name: str, slots: Mapping[str, Slot], change: Callable
     for key, slot in slots.items():
         sharing.setdefault(slot.storage, []).append(key)
     found: dict[str, Tensor] = {}
-    for storage in sorted(sharing, key=lambda storage: storage.start):
-        raw = _bytes(file, name, storage)
+    rooms, turn = Rooms(), Lock()
+
+    def fill(storage: Storage) -> None:
+        raw = _bytes(file, name, storage, rooms, turn)
         for key in sharing[storage]:
             tensor = _tensor(raw, slots[key], alone=len(sharing[storage]) == 1)
             _check_finite(tensor, key, name)
             found[key] = change(key, tensor)
+            if _share(raw, found[key]):
+                found[key] = found[key].clone()
+        rooms.give_back(raw)
+
+    with hardware.side_by_side() as pool:
+        for _ in pool.map(fill, sorted(sharing, key=lambda storage: storage.start)):
+            pass
     return {key: found[key] for key in slots}
 
 
-def _bytes(file: BinaryIO, name: str, storage: Storage) -> Tensor:
-    """(size,) uint8, filled from the file."""
-    raw = room(storage.size)
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _bytes(file: BinaryIO, name: str, storage: Storage, rooms: Rooms, turn: Lock) -> Tensor:
+    """(size,) uint8, filled from the file. turn: one thread reads at a time."""
+    raw = rooms.take(storage.size)
     view = memoryview(raw.numpy())                          # type: ignore[arg-type]  # arrays have the buffer protocol
-    file.seek(storage.start)
-    at = 0
-    while at < storage.size:
-        read = file.readinto(view[at:at + (64 << 20)])      # type: ignore[attr-defined]
-        if not read:
-            raise CheckpointError(f"{name} is cut off: it ended while it was read. Download it again.")
-        at += read
+    with turn:
+        file.seek(storage.start)
+        at = 0
+        while at < storage.size:
+            read = file.readinto(view[at:at + (64 << 20)])      # type: ignore[attr-defined]
+            if not read:
+                raise CheckpointError(f"{name} is cut off: it ended while it was read. Download it again.")
+            at += read
     if storage.crc is not None and zlib.crc32(view) != storage.crc:
         raise CheckpointError(f"{name} is damaged: a check sum inside it does not agree. Download it again.")
     return raw
+
+
+class Rooms:
+    """Memory for what is soon read over: the system need not clear a page for every byte that passes through."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, size: int) -> Tensor:
+        """(size,) uint8, uninitialised."""
+        with suppress(IndexError):                          # none is free
+            place = self._free.pop()
+            if size <= len(place):
+                return place[:size]
+        return room(size)
+
+    def give_back(self, place: Tensor) -> None:
+        """place: what `take` gave; nobody else may use it any more."""
+        self._free.append(torch.empty(0, dtype=torch.uint8).set_(place.untyped_storage()))
+
+
+class Slab:
+    """Memory for many tensors that live about equally long, taken in large pieces: pages of 2 MiB are many times cheaper to be given than
+    those of 4 KiB that hold a tensor's ends. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._rest = torch.empty(0, dtype=torch.uint8)
+        self._turn = Lock()
+
+    def take(self, size: int) -> Tensor:
+        """(size,) uint8, uninitialised; it is given back when no tensor of its piece is left."""
+        if size >= PIECE:
+            return room(size)
+        with self._turn:
+            if size > len(self._rest):
+                self._rest = room(PIECE)
+            taken, self._rest = self._rest[:size], self._rest[-(-size // LINE) * LINE:]
+            return taken
 
 
 def room(size: int) -> Tensor:
@@ -239,10 +294,9 @@ def _tensor(raw: Tensor, slot: Slot, alone: bool) -> Tensor:
 
 
 def _check_finite(tensor: Tensor, key: str, file: str) -> None:
-    """A sum in float32 is finite if all values are (or so large that the slow look is needed)."""
-    if not tensor.is_floating_point() or key in SCHEDULE:
+    """The smallest and the largest value tell: either is NaN if any is. They are found in half precision too without a wider copy."""
+    if not tensor.is_floating_point() or key in SCHEDULE or not tensor.numel():
         return
-    plain = tensor if tensor.dtype.itemsize > 1 else tensor.float()
-    total = plain.sum(dtype=torch.promote_types(plain.dtype, torch.float32))
-    if not torch.isfinite(total) and not torch.isfinite(plain).all():
+    ends = torch.aminmax(tensor if tensor.dtype.itemsize > 1 else tensor.float())
+    if not (torch.isfinite(ends.min) and torch.isfinite(ends.max)):
         raise CheckpointError(f"{file} holds values that are no finite numbers in {key[:100]}; the file is damaged or was merged wrongly.")

@@ -16,6 +16,7 @@ from modules.checkpoints.shelf import Entry, Shelf
 from modules.core import hardware, hashing
 from modules.core.errors import BusyError, CheckpointError, WebUIError
 from modules.families.base import Model
+from modules.networks import layers
 
 log = logging.getLogger("easel.checkpoints")
 ROOM = 1.25                                                 # a second model is held beside the first only with this much space to spare
@@ -135,7 +136,8 @@ class Residency:
 
     def _loaded(self, wanted: Held, *, verified: bool = False) -> Model:
         return load.load(wanted.checkpoint.path, device="cpu", dtype=self._dtype, prediction=wanted.prediction,
-                         vae_path=wanted.vae.path if wanted.vae else None, verified=verified)
+                         vae_path=wanted.vae.path if wanted.vae else None, verified=verified,
+                         kind=layers.usual(self._device, self._dtype))
 
     def _room_for(self, values: int) -> bool:
         """Whether the new model fits into main memory beside the old one."""

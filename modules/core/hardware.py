@@ -1,10 +1,15 @@
 """Which device, which number format, how much memory: pure questions. torch is imported inside, so that the page can come first."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+MOST_SIDE_BY_SIDE = 4                                       # threads; more wait for the memory
 
 CAPABLE = (7, 0)                                            # NVIDIA: from here on float16 is computed at full speed
 NAN_CARDS = ("GTX 16", "T500", "T550", "T600", "MX550", "MX450", "CMP 30HX")    # Turing without tensor cores: float16 convolutions give NaN
@@ -26,6 +31,22 @@ def dtype(where: torch.device) -> torch.dtype:
     import torch  # heavy
 
     return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[_choice(where)[0]]
+
+
+@contextmanager
+def side_by_side() -> Iterator[ThreadPoolExecutor]:
+    """A pool whose few threads each compute alone, for work in many pieces. Threads that share every piece wait for each other after each
+    one, and for long when anything else runs: with a file being hashed beside it, loading a model took three times as long.
+    """
+    import torch  # heavy
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(before, MOST_SIDE_BY_SIDE), thread_name_prefix="side") as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe() -> str:

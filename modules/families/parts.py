@@ -11,7 +11,6 @@ from modules.core.errors import CheckpointError
 from modules.families.base import Weights
 from modules.families.keys import reshaped, text_part, unet_part, vae_part
 from modules.families.shapes import autoencoder_config, clip_config, shapes_of, unet_config
-from modules.networks import layers
 from modules.networks.autoencoder import AutoencoderKL
 from modules.networks.clip import ClipText
 from modules.networks.unet import UNet
@@ -23,27 +22,26 @@ def unet_from(weights: Weights, hints: Mapping[str, str]) -> UNet:
     """The U-Net under `model.diffusion_model.` of plain names. Raises CheckpointError naming the first missing tensor."""
     found = unet_part(weights)
     config = unet_config(shapes_of(found), hints)
-    return fitted(lambda: UNet(config), found, hints)
+    return fitted(lambda: UNet(config), found)
 
 
 def autoencoder_from(weights: Weights, hints: Mapping[str, str]) -> AutoencoderKL:
     """The VAE of a checkpoint or of a file that holds a VAE alone. Raises CheckpointError naming the first missing tensor."""
     found = vae_part(weights)
     config = autoencoder_config(shapes_of(found), hints)
-    return fitted(lambda: AutoencoderKL(config), found, hints)
+    return fitted(lambda: AutoencoderKL(config), found)
 
 
 def tower_from(weights: Weights, hints: Mapping[str, str]) -> ClipText:
     """The CLIP-L tower under `cond_stage_model.transformer.` of plain names. Raises CheckpointError naming the first missing tensor."""
     found = text_part(weights)
     config = clip_config(shapes_of(found))
-    return fitted(lambda: ClipText(config), found, hints)
+    return fitted(lambda: ClipText(config), found)
 
 
-def fitted(make: Callable[[], Network], weights: Weights, hints: Mapping[str, str]) -> Network:
+def fitted(make: Callable[[], Network], weights: Weights) -> Network:
     """A network whose parameters are these very tensors; made without memory of its own, for inference.
 
-    The hint "easel.layers" names an entry of networks.layers.CHOOSERS ("channels_last" if absent).
     Raises CheckpointError naming the first tensor that is missing, has another shape, holds no real numbers, or is not of this network.
     """
     with torch.device("meta"):
@@ -64,9 +62,4 @@ def fitted(make: Callable[[], Network], weights: Weights, hints: Mapping[str, st
     if unknown:
         raise CheckpointError(f"The file has the tensor {unknown}, for which this kind of model has no place; it is of another kind.")
     network.load_state_dict(ready, assign=True)
-    network.requires_grad_(False).eval()
-    choose = layers.CHOOSERS.get(hints.get("easel.layers", "channels_last"))
-    if choose is None:
-        raise CheckpointError(f"easel.layers must be one of {', '.join(layers.CHOOSERS)}, not {hints['easel.layers'][:40]!r}.")
-    layers.replace(network, choose)
-    return network
+    return network.requires_grad_(False).eval()

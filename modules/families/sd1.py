@@ -37,7 +37,7 @@ def build(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
     """Networks that hold these very tensors, on the CPU, in the file's own float type.
 
     hints: what a person or the file's metadata says beside the tensors. "prediction" ("eps", "v" or "Auto"), "modelspec.prediction_type",
-    "easel.heads", "easel.norm_groups", "easel.layers".
+    "easel.heads", "easel.norm_groups".
     Raises CheckpointError naming the first missing tensor or the missing part.
     """
     weights = plain_names(weights)

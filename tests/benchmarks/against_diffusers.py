@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from modules.core.environment import surroundings
+
 SIZES = {"width": 320, "vae_width": 128, "text_width": 768, "text_layers": 12, "mult": (1, 2, 4, 4)}
 PROMPT, NEGATIVE = "a red boat on a lake, at night", "blurry"
 ROWS = (                                                    # figure, unit, gate on Easel / diffusers
@@ -133,8 +135,9 @@ def write_file(folder: Path) -> None:
 
 
 def child(which: str, folder: Path, size: int, steps: int) -> dict[str, float]:
+    env = os.environ | (surroundings() if which == "easel" else {})         # as launch.py starts it
     done = subprocess.run([sys.executable, "-m", "tests.benchmarks.against_diffusers", "--child", which, "--folder", str(folder),
-                           "--size", str(size), "--steps", str(steps)], capture_output=True, text=True, check=False)
+                           "--size", str(size), "--steps", str(steps)], capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         sys.exit(f"The measurement of {which} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

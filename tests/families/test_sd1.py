@@ -55,7 +55,7 @@ def test_the_built_networks_hold_each_weight_as_it_stands_in_the_file(weights):
 
 def test_building_holds_no_second_copy_of_the_weights(weights):
     """In the order of the file; in channels_last each convolution is moved and its first place let go."""
-    model = build(weights, {"easel.layers": "plain"})
+    model = build(weights)
     assert model.unet.time_embed[0].weight.data_ptr() == weights[f"{UNET}time_embed.0.weight"].data_ptr()
     assert model.unet.out[2].weight.data_ptr() == weights[f"{UNET}out.2.weight"].data_ptr()
 
@@ -147,7 +147,7 @@ def test_heads_and_groups_named_in_the_metadata_are_used(weights):
 
 
 @pytest.mark.parametrize("hints", [{"easel.heads": "0"}, {"easel.heads": "eight"}, {"easel.norm_groups": "-1"}, {"easel.norm_groups": "64"},
-                                   {"easel.norm_groups": "9" * 5000}, {"easel.layers": "fast"}])
+                                   {"easel.norm_groups": "9" * 5000}])
 def test_metadata_that_cannot_be_meant_is_refused(weights, hints):
     assert next(iter(hints)) in sentence(build, weights, hints)
 

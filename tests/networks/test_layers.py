@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from modules.families.keys import UNET
 from modules.families.sd1 import build
 from modules.networks import layers
 from modules.networks.attention import BACKENDS, attend
@@ -22,7 +23,7 @@ def picture(unet):
 
 
 def test_with_nothing_chosen_every_bit_stays(weights):
-    unet = build(weights, {"easel.layers": "plain"}).unet
+    unet = build(weights).unet
     before, modules = picture(unet), list(unet.modules())
     assert layers.replace(unet, lambda shape: None) == 0
     assert list(unet.modules()) == modules
@@ -54,22 +55,47 @@ def test_what_a_chooser_names_runs_in_the_place_of_the_layer(weights):
     assert torch.equal(picture(unet), 2 * before)
 
 
-def test_channels_last_reaches_every_convolution_and_every_value_between_them(weights):
-    unet = build(weights, {"easel.layers": "channels_last"}).unet
+@pytest.mark.parametrize("mode", ["channels_last", "packed"])
+def test_channels_are_innermost_in_every_value_between_convolutions(weights, mode):
+    unet = build(weights).unet
+    layers.replace(unet, layers.chooser(mode))
     strangers = []
     for name, module in unet.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.GroupNorm)):
+        if isinstance(module, (nn.Conv2d, layers.PackedConv2d, nn.GroupNorm)):
             module.register_forward_hook(lambda module, inputs, output, name=name: strangers.append(name) if not output.is_contiguous(
                 memory_format=torch.channels_last) else None)
     picture(unet)
     assert strangers == []
 
 
-@pytest.mark.parametrize("mode", layers.CHOOSERS)
+@pytest.mark.parametrize("mode", ["plain", "channels_last"])
 def test_the_order_in_memory_changes_no_weight(weights, mode):
-    unet = build(weights, {"easel.layers": mode}).unet
+    unet = build(weights).unet
+    layers.replace(unet, layers.chooser(mode))
     for name, tensor in unet.state_dict().items():
-        assert torch.equal(tensor, weights[f"model.diffusion_model.{name}"]), name
+        assert torch.equal(tensor, weights[UNET + name]), name
+
+
+@pytest.mark.parametrize("change", [{}, {"stride": 2}, {"padding": 0}, {"padding": (0, 1)}, {"dilation": 2}, {"bias": False}, {"kernel_size": 1}])
+@pytest.mark.parametrize("size", [(8, 8), (5, 24), (33, 7)])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_packed_convolution_is_the_convolution(change, size, memory):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(**{"in_channels": 20, "out_channels": 36, "kernel_size": 3, "padding": 1} | change)
+    x = torch.randn(2, 20, *size).to(memory_format=memory)
+    with torch.inference_mode():
+        assert torch.allclose(layers.Packing()(layers.shape_of("", layer))(layer)(x), layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"groups": 2}, {"padding_mode": "circular"}, {"padding": "same"}])
+def test_what_cannot_be_packed_stays_as_it_is(change):
+    layer = nn.Conv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3} | change)
+    assert layers.Packing()(layers.shape_of("", layer))(layer) is layer
+
+
+def test_packing_is_for_single_precision_on_a_cpu():
+    assert layers.usual(torch.device("cpu"), torch.float32) == "packed"
+    assert layers.usual(torch.device("cuda"), torch.float32) == layers.usual(torch.device("cpu"), torch.bfloat16) == "channels_last"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

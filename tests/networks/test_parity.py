@@ -6,7 +6,7 @@ from torch import nn
 from modules.families.parts import unet_from
 from modules.families.sd1 import build
 from modules.networks import unet as our_unet
-from modules.networks.layers import CHOOSERS
+from modules.networks.layers import KINDS, chooser, replace
 from tests import tiny
 from tests.oracles import published
 
@@ -64,11 +64,13 @@ def text_error(model, oracle, skip=1):
     return published.relative_error(model.text[0].encode(ids, skip), norm(theirs.hidden_states[-skip]))
 
 
-@pytest.mark.parametrize("layers", CHOOSERS)
+@pytest.mark.parametrize("layers", KINDS)
 @pytest.mark.parametrize("size", [SQUARE, WIDE, TALL, (9, 15)], ids=str)
 def test_the_unet_gives_what_diffusers_gives(weights, oracle_unet, size, layers):
     """(9, 15) halves to odd sizes on every level."""
-    assert unet_error(build(weights, {"easel.layers": layers}), oracle_unet, size) <= BOUND
+    model = build(weights)
+    replace(model.unet, chooser(layers))
+    assert unet_error(model, oracle_unet, size) <= BOUND
 
 
 def test_the_unet_with_linear_projections_and_narrow_heads_gives_what_diffusers_gives():
@@ -82,10 +84,12 @@ def test_the_unet_with_linear_projections_and_narrow_heads_gives_what_diffusers_
         assert published.relative_error(ours(x, timesteps, context), oracle(x, timesteps, context).sample) <= BOUND
 
 
-@pytest.mark.parametrize("layers", CHOOSERS)
+@pytest.mark.parametrize("layers", KINDS)
 @pytest.mark.parametrize("size", [SQUARE, WIDE, (5, 7)], ids=str)
 def test_the_vae_decodes_what_diffusers_decodes(weights, oracle_vae, size, layers):
-    assert decode_error(build(weights, {"easel.layers": layers}), oracle_vae, size) <= BOUND
+    model = build(weights)
+    replace(model.vae, chooser(layers))
+    assert decode_error(model, oracle_vae, size) <= BOUND
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (120, 56)], ids=str)
