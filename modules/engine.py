@@ -187,9 +187,12 @@ class Engine:
         parameters.check(request)
         request = parameters.normal(request)
         sampler, scheduler = catalogue.resolve(request.sampler, request.scheduler)
+        entry, eta = catalogue.sampler(sampler), request.eta
+        if eta is None and entry.eta_option and settings[entry.eta_option] != entry.default_eta:
+            eta = float(settings[entry.eta_option])         # from here on nobody asks the settings, so a replay is the same under others
         checkpoint, warnings = self._library.choose_checkpoint(request.checkpoint, settings["sd_model_checkpoint"])
         return dataclasses.replace(
-            request, sampler=sampler, scheduler=scheduler, checkpoint=checkpoint,
+            request, sampler=sampler, scheduler=scheduler, eta=eta, checkpoint=checkpoint,
             vae=self._library.choose_vae(request.vae or settings["sd_vae"]),
             seed=request.seed if request.seed >= 0 else secrets.randbelow(SEEDS), subseed=_subseed(request),
             deterministic=request.deterministic or self._deterministic,

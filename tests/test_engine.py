@@ -123,6 +123,13 @@ def test_a_checkpoint_of_the_settings_that_is_gone_is_replaced_with_a_warning(en
     assert "other.safetensors" in " ".join((*job.warnings, *result.warnings))
 
 
+def test_the_settings_eta_is_decided_when_the_job_is_entered(engine):
+    engine.tools.set_options({"eta_ancestral": 0.5})
+    asked = {"Euler a": None, "DDIM": None, "Euler": None, "DPM++ 2M SDE": 0.25}
+    got = {name: engine.submit(Request(sampler=name, eta=eta)).request.eta for name, eta in asked.items()}
+    assert got == {"Euler a": 0.5, "DDIM": None, "Euler": None, "DPM++ 2M SDE": 0.25}
+
+
 # ---- settings by the tools
 
 def test_options_change_all_or_none_and_restricted_ones_not_from_afar(engine):
@@ -400,6 +407,12 @@ def test_a_truncated_checkpoint_fails_its_job_in_a_sentence_and_the_next_one_is_
     assert len(good.result(60).pictures) == 1
     (folder / "cut.safetensors").unlink()
     real.tools.checkpoints(refresh=True)
+
+
+def test_what_a_format_cannot_hold_is_a_warning_of_the_result(real):
+    job = real.submit(dataclasses.replace(SMALL, prompt="x, " * 20_000, steps=1, image_format="jpg"))
+    [warning] = job.result(120).warnings
+    assert "PNG can hold" in warning and job.warnings == (warning,)
 
 
 def test_four_clients_at_once_each_get_their_own_pictures(real):

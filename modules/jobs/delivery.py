@@ -14,7 +14,7 @@ from modules.core.errors import NotFoundError
 from modules.core.files import write_atomically
 from modules.core.paths import Paths, relative_components, safe_join
 from modules.core.settings import Settings
-from modules.imaging import metadata
+from modules.imaging import save
 from modules.imaging.names import Naming
 from modules.jobs.job import Job
 from modules.jobs.store import PictureRow, Store
@@ -41,10 +41,12 @@ class Delivery:
         It raises DiskFullError or SaveError; nothing half-written stays.
         """
         def one(picture: Picture) -> Picture:
-            file = self._encoded(job, picture, settings)
+            warnings: list[str] = []
+            file = self._encoded(job, picture, settings, warnings.append)
             wanted = job.save and settings["samples_save"] and (picture.complete or settings["save_incomplete_images"])
             path = self._save(job, picture, file, settings) if wanted else self._spool(job, picture, file)
-            kept = dataclasses.replace(picture, file=file, sha256=hashlib.sha256(file).hexdigest(), path=path if wanted else None)
+            kept = dataclasses.replace(picture, file=file, sha256=hashlib.sha256(file).hexdigest(), path=path if wanted else None,
+                                       warnings=tuple(warnings))
             self._store.add_picture(PictureRow(
                 job=job.id, index=kept.index, place="outputs" if wanted else "spool", path=path.relative_to(self._paths.data).as_posix(),
                 sha256=kept.sha256, seed=kept.seed, subseed=kept.subseed, infotext=kept.infotext, width=kept.image.width,
@@ -52,15 +54,14 @@ class Delivery:
             return kept
         return one
 
-    def _encoded(self, job: Job, picture: Picture, settings: Settings) -> bytes:
-        from modules.imaging import save  # torch: kept off the start
+    @staticmethod
+    def _encoded(job: Job, picture: Picture, settings: Settings, warn: save.Warn) -> bytes:
         told = settings["enable_pnginfo"]
         return save.encode(
             picture.image, picture.infotext if told else "", provenance.write(picture.record) if told and picture.record else "",
-            job.request.image_format, quality=settings["jpeg_quality"], lossless=settings["webp_lossless"])
+            job.request.image_format, quality=settings["jpeg_quality"], lossless=settings["webp_lossless"], warn=warn)
 
     def _save(self, job: Job, picture: Picture, file: bytes, settings: Settings) -> Path:
-        from modules.imaging import save  # torch: kept off the start
         root = safe_join(self._paths.data, *relative_components(settings["outdir_samples"] or settings["outdir_txt2img_samples"]))
         path = save.save(
             file, root, self._naming(job, picture), pattern=settings["samples_filename_pattern"],
@@ -83,8 +84,7 @@ class Delivery:
 
     def _spool(self, job: Job, picture: Picture, file: bytes) -> Path:
         self._spool_grew = True
-        ending = {"JPEG": "jpg"}.get(format := metadata.format_of(file), format.lower())
-        path = safe_join(self._paths.spool, f"{job.id}-{picture.index}.{ending}")
+        path = safe_join(self._paths.spool, f"{job.id}-{picture.index}.{save.ending(file)}")
         return write_atomically(path, file)
 
     def file_of(self, row: PictureRow) -> Path:

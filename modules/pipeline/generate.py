@@ -49,7 +49,8 @@ def generate(request: Request, resources: Resources) -> Result:
             progress.unskip()
     if not pictures and progress.interrupted:
         raise Cancelled("Stopped by the user before the first picture.")
-    return Result(request=request, pictures=tuple(pictures), warnings=unused(batches))
+    return Result(request=request, pictures=tuple(pictures), warnings=(
+        *unused(batches), *dict.fromkeys(warning for picture in pictures for warning in picture.warnings)))
 
 
 def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
@@ -61,7 +62,7 @@ def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
     done = denoise(
         model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
         conditioning_at=lambda call: [texts.at(call) for texts in told], cfg_scale=batch.request.cfg_scale, noise=begin.noise,
-        knobs=knobs(batch.request, resources.settings), on_step=watcher(model, batch.request, progress), check=progress.check)
+        knobs=knobs(batch.request), on_step=watcher(model, batch.request, progress), check=progress.check)
     progress.at(stage="decoding")
     return [picture_of(slot, batch.request, model, pixels, done.complete)
             for slot, pixels in zip(batch.slots, decoded(model, done.latent), strict=True)]

@@ -98,6 +98,7 @@ class Picture:
     file: bytes = b""
     sha256: str = ""                                        # of `file`
     path: Path | None = None                                # where it was saved; None = in the spool only
+    warnings: tuple[str, ...] = ()                          # what could not be written as asked
 
 
 @dataclass(frozen=True, kw_only=True)

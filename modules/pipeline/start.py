@@ -1,7 +1,6 @@
 """Where a batch begins: its ladder of noise levels, its first latent, and the noise of its steps."""
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +49,10 @@ def start(batch: Batch, model: Model) -> Begin:
     return Begin(x=x, sigmas=sigmas, noise=lambda sigma, sigma_next: source(sigma, sigma_next).to(x.device))
 
 
-def knobs(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
+def knobs(request: Request) -> dict[str, Any]:
     """What the request says about eta and churn, as the samplers know it. s_tmax 0 means no upper end."""
     entry = catalogue.sampler(request.sampler)
-    eta = request.eta
-    if eta is None:
-        eta = float(settings[entry.eta_option]) if entry.eta_option else entry.default_eta
+    eta = entry.default_eta if request.eta is None else request.eta
     values = {"eta": eta, "s_churn": request.s_churn, "s_tmin": request.s_tmin, "s_noise": request.s_noise,
               "s_tmax": request.s_tmax or float("inf")}
     return {name: values[name] for name in entry.knobs}

@@ -12,22 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modules.core.vision_operators import declare
+
 
 @cache
 def open_oracles() -> SimpleNamespace:
-    """diffusers and transformers, imported. A CPU torch beside a CUDA torchvision first needs two operators declared (not defined)."""
-    keep = None
-    if not hasattr(torch.ops.torchvision, "nms"):
-        try:
-            import torchvision  # noqa: F401
-        except RuntimeError:
-            keep = torch.library.Library("torchvision", "FRAGMENT")
-            keep.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            keep.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    """diffusers and transformers, imported."""
+    declare()
     import diffusers
     import transformers
     from diffusers.loaders import single_file_utils
-    return SimpleNamespace(diffusers=diffusers, transformers=transformers, convert=single_file_utils, keep=keep)
+    return SimpleNamespace(diffusers=diffusers, transformers=transformers, convert=single_file_utils)
 
 
 def unet_settings(
