@@ -21,6 +21,29 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="nightly only"))
 
 
+FIGURES = pytest.StashKey[dict]()
+
+
+def pytest_configure(config):
+    config.stash[FIGURES] = {}
+
+
+@pytest.fixture
+def figure(pytestconfig):
+    """figure(name, value, gate): what was measured, printed below the tests; of several values of a name the largest."""
+    def tell(name, value, gate):
+        found = pytestconfig.stash[FIGURES]
+        found[name] = max(found.get(name, (value, gate)), (value, gate))
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[FIGURES]:
+        terminalreporter.section("measured")
+        for name, (value, gate) in sorted(config.stash[FIGURES].items()):
+            terminalreporter.line(f"{name:70} {value:10.3g}   {gate}")
+
+
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch):
     """A test that reaches beyond this machine fails."""

@@ -11,6 +11,7 @@ from tests import tiny
 from tests.oracles import published
 
 BOUND = 1e-4                                                # of the oracle's standard deviation
+GATE = f"<= {BOUND}"
 SIZES = {"text_width": 128, "text_layers": 3}               # two heads in the text tower
 SQUARE, WIDE, TALL = (16, 16), (8, 24), (24, 16)            # latent cells
 
@@ -66,11 +67,13 @@ def text_error(model, oracle, skip=1):
 
 @pytest.mark.parametrize("layers", KINDS)
 @pytest.mark.parametrize("size", [SQUARE, WIDE, TALL, (9, 15)], ids=str)
-def test_the_unet_gives_what_diffusers_gives(weights, oracle_unet, size, layers):
+def test_the_unet_gives_what_diffusers_gives(weights, oracle_unet, size, layers, figure):
     """(9, 15) halves to odd sizes on every level."""
     model = build(weights)
     replace(model.unet, chooser(layers))
-    assert unet_error(model, oracle_unet, size) <= BOUND
+    found = unet_error(model, oracle_unet, size)
+    figure("U-Net against diffusers, standard deviations", found, GATE)
+    assert found <= BOUND
 
 
 def test_the_unet_with_linear_projections_and_narrow_heads_gives_what_diffusers_gives():
@@ -86,25 +89,30 @@ def test_the_unet_with_linear_projections_and_narrow_heads_gives_what_diffusers_
 
 @pytest.mark.parametrize("layers", KINDS)
 @pytest.mark.parametrize("size", [SQUARE, WIDE, (5, 7)], ids=str)
-def test_the_vae_decodes_what_diffusers_decodes(weights, oracle_vae, size, layers):
+def test_the_vae_decodes_what_diffusers_decodes(weights, oracle_vae, size, layers, figure):
     model = build(weights)
     replace(model.vae, chooser(layers))
-    assert decode_error(model, oracle_vae, size) <= BOUND
+    found = decode_error(model, oracle_vae, size)
+    figure("VAE decode against diffusers, standard deviations", found, GATE)
+    assert found <= BOUND
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (120, 56)], ids=str)
 @torch.inference_mode()
-def test_the_vae_encodes_what_diffusers_encodes(weights, oracle_vae, size):
+def test_the_vae_encodes_what_diffusers_encodes(weights, oracle_vae, size, figure):
     pixels = draws(1, 3, *size).clamp(-1, 1)
     mean, logvar = build(weights).vae.encode(pixels)
     theirs = oracle_vae.encode(pixels).latent_dist
-    assert published.relative_error(mean, theirs.mean) <= BOUND
-    assert published.relative_error(logvar, theirs.logvar) <= BOUND
+    found = max(published.relative_error(mean, theirs.mean), published.relative_error(logvar, theirs.logvar))
+    figure("VAE encode against diffusers, standard deviations", found, GATE)
+    assert found <= BOUND
 
 
 @pytest.mark.parametrize("skip", [1, 2, 3, 4])
-def test_the_text_tower_gives_what_transformers_gives_at_every_clip_skip(weights, oracle_text, skip):
-    assert text_error(build(weights), oracle_text, skip) <= BOUND
+def test_the_text_tower_gives_what_transformers_gives_at_every_clip_skip(weights, oracle_text, skip, figure):
+    found = text_error(build(weights), oracle_text, skip)
+    figure("text tower against transformers, standard deviations", found, GATE)
+    assert found <= BOUND
 
 
 @torch.inference_mode()

@@ -66,9 +66,11 @@ def error(name, steps):
 
 
 @pytest.mark.parametrize("name, order", [(entry.name, entry.order) for entry in catalogue.SAMPLERS if entry.order])
-def test_halving_the_step_divides_the_error_by_two_to_the_order(name, order):
+def test_halving_the_step_divides_the_error_by_two_to_the_order(name, order, figure):
     """For Gaussian data the exact path is known: x - mean falls as sqrt(spread ** 2 + sigma ** 2)."""
-    assert error(name, 80) / error(name, 160) == pytest.approx(2**order, rel=0.1)
+    found = error(name, 80) / error(name, 160)
+    figure(f"order of {name} on the Gaussian closed form", math.log2(found), f"= {order}")
+    assert found == pytest.approx(2**order, rel=0.1)
 
 
 @pytest.mark.parametrize("name, order", [("DPM++ 2M SDE", 2), ("DPM++ 2M SDE Heun", 2), ("Euler a", 1)])

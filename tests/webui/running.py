@@ -52,8 +52,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def launched(folder: Path, *flags: str) -> Iterator[Easel]:
-    """launch.py --api on a free port with its data in `folder`, ready, and the miniature chosen."""
+def launched(folder: Path, *flags: str, model: str = MODEL) -> Iterator[Easel]:
+    """launch.py --api on a free port with its data in `folder`, ready, and the miniature (or what `model` names) chosen."""
     port, log = free_port(), folder / "log.txt"
     checkpoints = models(folder / "checkpoints")
     words = [sys.executable, str(ROOT / "launch.py"), "--api", "--port", str(port), "--data-dir", str(folder / "data"), "--ckpt-dir",
@@ -63,7 +63,7 @@ def launched(folder: Path, *flags: str) -> Iterator[Easel]:
     easel = Easel(address=f"http://127.0.0.1:{port}", data=folder / "data", checkpoints=checkpoints, log=log)
     try:
         _wait(easel, process)
-        easel.post("/sdapi/v1/options", {"sd_model_checkpoint": MODEL}).raise_for_status()
+        easel.post("/sdapi/v1/options", {"sd_model_checkpoint": model}).raise_for_status()
         yield easel
     finally:
         process.send_signal(signal.SIGINT)
