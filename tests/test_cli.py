@@ -188,13 +188,13 @@ def test_stopped_from_outside_it_leaves_soon_and_the_job_can_be_resumed(tmp_path
     paths.checkpoints[0].mkdir(parents=True)
     tiny.save_sd1(paths.checkpoints[0] / "tiny.safetensors")
     program = "import sys; from modules.cli import main; from modules.core.paths import Paths; sys.exit(main(sys.argv[2:], Paths.of(sys.argv[1])))"
-    words = ["txt2img", "x", "--steps", "20", "--width", "64", "--height", "64", "--n-iter", "5"]
+    words = ["txt2img", "x", "--steps", "150", "--width", "128", "--height", "128", "--n-iter", "4"]
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), *words], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(1200):
             if list(paths.outputs.rglob("*.png")):
                 break
-            time.sleep(0.1)
+            time.sleep(0.05)
         process.send_signal(number)
         _, words = process.communicate(timeout=60)
     finally:
@@ -204,7 +204,7 @@ def test_stopped_from_outside_it_leaves_soon_and_the_job_can_be_resumed(tmp_path
     [told] = json_of(capsys, ["jobs", "--json"], paths)
     assert told["state"] == state
     assert cli.main(["resume", told["id"], "--json"], paths) == 0
-    assert len(json.loads(capsys.readouterr().out)["pictures"]) == 5
+    assert len(json.loads(capsys.readouterr().out)["pictures"]) == 4
 
 
 def json_of(capsys, words, paths):
