@@ -133,28 +133,36 @@ def _clouds(stage: Stage, number: int, colour: Colour) -> None:
 
 
 def weather_before(stage: Stage, weather: str) -> None:
-    """What hangs in the air behind the things: a bank of fog."""
+    """What hangs in the air behind the things: a bank of fog, most of the rain and snow."""
     if weather == "fog":
         canvas = stage.canvas
         pale = mix(LIGHTS[stage.sky].low, (236, 238, 242), 0.25 if stage.sky == "night" else 0.6)
         for y, height, strength in ((0.54, 0.09, 0.66), (0.67, 0.035, 0.34)):
             canvas.lay(np.broadcast_to(np.exp(-((canvas.y - y) / height) ** 2) * strength, canvas.depth.shape), pale)
+    _falling(stage, weather, across=6, down=7)
 
 
 def weather_after(stage: Stage, weather: str) -> None:
-    """What falls through the whole picture: rain in slanted strokes, snow in flakes."""
+    """The little rain or snow that falls before the things."""
+    _falling(stage, weather, across=4, down=4)
+
+
+def _falling(stage: Stage, weather: str, across: int, down: int) -> None:
+    """Slanted strokes of rain or flakes of snow, one in each cell of a grid."""
     canvas, rng = stage.canvas, stage.rng
+    cells = [((i + rng.random()) / across, (j + rng.random()) / down) for i in range(across) for j in range(down)]
+    sizes = [rng.choice((0.008, 0.011, 0.014)) for _ in cells]
+
+    def strokes(pen: Pen) -> None:
+        for x, y in cells[::2] if down > 4 else cells[::3]:
+            pen.stroke([(x, y), (x - 0.022, y + 0.075)], 0.011, "ink")
+
+    def flakes(pen: Pen) -> None:
+        for (x, y), radius in zip(cells, sizes, strict=True):
+            pen.oval(x, y, radius, radius, "ink")
     if weather == "rain":
-        def strokes(pen: Pen) -> None:
-            for i in range(42):
-                x, y = (i % 7 + rng.random()) / 6.5, (i // 7 + rng.random()) / 6
-                pen.stroke([(x, y), (x - 0.022, y + 0.075)], 0.011, "ink")
         canvas.lay(canvas.drawn(strokes) * 0.42, (214, 230, 250))
     if weather == "snow":
-        def flakes(pen: Pen) -> None:
-            for i in range(64):
-                radius = rng.choice((0.008, 0.011, 0.014))
-                pen.oval((i % 8 + rng.random()) / 8, (i // 8 + rng.random()) / 8, radius, radius, "ink")
         canvas.lay(canvas.drawn(flakes) * 0.9, (250, 252, 255))
 
 

@@ -48,7 +48,7 @@ GROUNDS_OF: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "lighthouse": ("sea", "beach", "mountains", "snow", "meadow"),
 })
 EXTENT: Mapping[str, float] = MappingProxyType({"small": 0.29, "big": 0.45})       # of a thing of width 1, part of the picture
-CENTRE: Mapping[str, float] = MappingProxyType({"left": 0.24, "middle": 0.5, "right": 0.76})
+CENTRE: Mapping[str, float] = MappingProxyType({"left": 0.22, "middle": 0.5, "right": 0.78})
 HELD_OUT = 10                                               # one combination in so many is never trained on
 
 
@@ -254,7 +254,7 @@ def _draw_object(stage: land.Stage, thing: Object, flip: bool) -> Field:
 def _grown(alpha: Field, by: float) -> Field:
     """The mask made wider by a part of the picture's size."""
     image = Image.fromarray((alpha * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(by * alpha.shape[0]))
-    return np.clip(np.asarray(image, np.float32) / 255 * 4 - 0.25, 0, 1)
+    return np.clip(np.asarray(image, np.float32) / 255 * 7 - 0.7, 0, 1)
 
 
 def _shadow(stage: land.Stage, thing: Object, alpha: Field) -> None:
