@@ -1,7 +1,7 @@
 """The map of the house. Read upward it is the field itself: noise, families of models, their files, a pipeline, an engine, faces.
 
                                       launch.py
-              webui/ (tabs, parts, api)          modules/cli.py
+              webui/ (tabs, parts, api)          modules/cli/
                                    modules/client.py
                                    modules/engine.py
                           modules/jobs/    modules/demo/

@@ -24,6 +24,8 @@ from modules.pipeline.request import Request, Result
 from modules.prompts import styles
 from modules.sampling import catalogue
 
+SQUARE, RESOLUTION = "easel.native_size", "modelspec.resolution"    # metadata: the size a checkpoint draws best at, "512" or "512x768"
+
 
 class Library:
     """The user's files as lists. Any thread may ask; nothing is read before."""
@@ -66,6 +68,18 @@ class Library:
     def styles(self) -> dict[str, Any]:
         """Style by name, as the styles file has them now."""
         return {style.name: style for style in styles.read(self._paths.styles_file)}
+
+    def native_size(self, asked: str, chosen: str) -> tuple[int, int]:
+        """(width, height) in pixels at which a checkpoint draws best as its file says, else as a plain request has it.
+
+        asked, chosen: as for `choose_checkpoint`. Raises NotFoundError.
+        """
+        told = self.shelf.find_checkpoint(self.choose_checkpoint(asked, chosen)[0]).metadata or {}
+        parts = str(told.get(SQUARE) or told.get(RESOLUTION) or "").lower().split("x")
+        parts = parts * 2 if len(parts) == 1 else parts
+        if len(parts) == 2 and all(part.isascii() and part.isdecimal() and 64 <= int(part[:6]) <= 8192 for part in parts):
+            return int(parts[0]), int(parts[1])
+        return Request().width, Request().height
 
     def choose_checkpoint(self, asked: str, chosen: str) -> tuple[str, tuple[str, ...]]:
         """The name of the checkpoint to use, and sentences about a replacement.
@@ -173,6 +187,10 @@ class Tools:
         except NotFoundError:
             return None
         return self._library.shelf.find_checkpoint(name)
+
+    def native_size(self, checkpoint: str = "") -> tuple[int, int]:
+        """(width, height) in pixels at which this checkpoint ("" = the chosen one) draws best. Raises NotFoundError."""
+        return self._library.native_size(checkpoint, self.settings()["sd_model_checkpoint"])
 
     def vaes(self, refresh: bool = False) -> tuple[Any, ...]:
         """The VAE files' entries. "Automatic" and "None" are always possible and not listed."""

@@ -287,3 +287,13 @@ def test_a_server_without_the_api_says_how_to_get_it(tmp_path):
             assert http.send(client.submit(Request(steps=1, width=64, height=64))).id        # jobs by id are always there
     finally:
         engine.close()
+
+
+def test_where_no_size_is_asked_for_the_picture_has_the_models_own(paths, capsys):
+    tiny.save_sd1(paths.checkpoints[0] / "wide.safetensors", metadata={"modelspec.resolution": "128x64"})
+    words = ["txt2img", "x", "--steps", "1", "--checkpoint", "wide", "--json"]
+    assert cli.main(words, paths) == 0
+    [own] = json.loads(capsys.readouterr().out)["pictures"]
+    assert cli.main([*words, "--width", "64"], paths) == 0
+    [asked] = json.loads(capsys.readouterr().out)["pictures"]
+    assert "Size: 128x64" in own["infotext"] and "Size: 64x512" in asked["infotext"]

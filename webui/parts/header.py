@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from modules.core.errors import WebUIError
+from modules.core.errors import NotFoundError, WebUIError
 from modules.engine import Engine
 from modules.pipeline.request import Request
 from webui.form import Form, nearest
@@ -15,7 +15,6 @@ from webui.parts import said
 from webui.parts.html import html
 
 STANDIN = "easel.standin"                                   # a checkpoint's metadata key: it is a stand-in for the model that is to come
-SQUARE, RESOLUTION = "easel.native_size", "modelspec.resolution"    # the size a checkpoint draws best at: "512", "512x768"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -73,14 +72,11 @@ def chosen_checkpoint(engine: Engine) -> str | None:
 
 
 def native_size(engine: Engine, title: str | None) -> tuple[int, int]:
-    """(width, height) in pixels as the file says it, else as a plain request has it."""
-    entry = _entry(engine, title)
-    told = (entry.metadata or {}) if entry else {}
-    parts = str(told.get(SQUARE) or told.get(RESOLUTION) or "").lower().split("x")
-    parts = parts * 2 if len(parts) == 1 else parts
-    if len(parts) == 2 and all(part.isascii() and part.isdecimal() and 64 <= int(part[:6]) <= 8192 for part in parts):
-        return int(parts[0]), int(parts[1])
-    return Request().width, Request().height
+    """(width, height) in pixels for a model of this title; None = there is none."""
+    try:
+        return engine.tools.native_size(title or "")
+    except NotFoundError:
+        return Request().width, Request().height
 
 
 def _entry(engine: Engine, title: str | None) -> Any | None:

@@ -11,25 +11,21 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
-from modules import client as remote
-from modules.core.errors import BusyError, NotFoundError, RequestError, SaveError, WebUIError
+from modules.cli.makers import Made, Show, maker, say
+from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
 from modules.core.paths import Paths
-from modules.core.settings import SettingsFile
-from modules.engine import Engine, Library, history, request_with, serving
+from modules.engine import Library, history
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
 
-LOOK = 0.1                                                  # seconds between two progress lines
-ENDING = 2.0                                                # seconds that a cancelled job has to end by itself
 FORMATS = (("jpeg", "jpg"), ("jpg", "jpg"), ("png", "png"), ("webp", "webp"))
 REPLAY_CANNOT = 2
 
@@ -41,10 +37,10 @@ def main(argv: Sequence[str], paths: Paths) -> int:
         try:
             return flags.run(flags, paths)
         except WebUIError as error:
-            _say(str(error))
+            say(str(error))
             return REPLAY_CANNOT if flags.command == "replay" else 1
         except KeyboardInterrupt:
-            _say("Stopped.")
+            say("Stopped.")
             return 130
         except BrokenPipeError:                             # the reader of our output went away
             return 1
@@ -123,21 +119,21 @@ def _values(flags: argparse.Namespace) -> dict[str, Any]:
 
 def txt2img(flags: argparse.Namespace, paths: Paths) -> int:
     values = _values(flags)
-    with _maker(flags, paths) as maker:
-        made = maker.make(values, save=flags.output is None, show=_shower(flags))
+    with maker(flags.server, flags.auth, paths) as making:
+        made = making.make(values, save=flags.output is None, show=_shower(flags))
     return _tell(made, flags, flags.output)
 
 
 def resume(flags: argparse.Namespace, paths: Paths) -> int:
-    with _maker(flags, paths) as maker:
-        made = maker.resume(flags.id, flags.force, show=_shower(flags))
+    with maker(flags.server, flags.auth, paths) as making:
+        made = making.resume(flags.id, flags.force, show=_shower(flags))
     return _tell(made, flags, None)
 
 
 def replay(flags: argparse.Namespace, paths: Paths) -> int:
     file = _bytes(flags.file)
-    with _maker(flags, paths) as maker:
-        verdict = maker.replay(file, show=_shower(flags))
+    with maker(flags.server, flags.auth, paths) as making:
+        verdict = making.replay(file, show=_shower(flags))
     if flags.json:
         _print_json({**dataclasses.asdict(verdict), "exit_code": verdict.exit_code})
     else:
@@ -162,7 +158,7 @@ def png_info(flags: argparse.Namespace, paths: Paths) -> int:
         for name, text in found.items.items():
             print(f"{name}: {text}")
     for notice in found.notices:
-        _say(notice)
+        say(notice)
     return 0
 
 
@@ -193,164 +189,6 @@ def jobs(flags: argparse.Namespace, paths: Paths) -> int:
     return 0
 
 
-# ---- who does the work
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a job gave. files: (index, seed, infotext, complete, bytes, path or None)."""
-
-    job: str
-    state: str
-    files: tuple[tuple[int, int, str, bool, bytes, Path | None], ...]
-    warnings: tuple[str, ...]
-
-
-class Show(Protocol):
-    def __call__(self, fraction: float, stage: str, eta: float | None, position: int) -> None: ...
-
-
-class Maker(Protocol):
-    """Either engine: our own or a server's."""
-
-    def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made: ...
-    def resume(self, job_id: str, force: bool, *, show: Show) -> Made: ...
-    def replay(self, file: bytes, *, show: Show) -> Any: ...
-
-
-@contextlib.contextmanager
-def _maker(flags: argparse.Namespace, paths: Paths) -> Iterator[Maker]:
-    """--server; else an Engine of our own; else, when another Easel holds the data folder, that one."""
-    auth = _auth(flags.auth)
-    if flags.server:
-        with remote.Client(flags.server, auth=auth) as client:
-            yield _Remote(client, None)
-        return
-    try:
-        engine = Engine(paths, whole_queue=False)
-    except BusyError:
-        address = serving(paths)
-        if not address:
-            raise
-        with remote.Client(address, auth=auth) as client:
-            yield _Remote(client, SettingsFile(paths.settings_file))
-        return
-    try:
-        for warning in engine.tools.warnings():
-            _say(warning)
-        yield _Local(engine)
-    finally:
-        if not engine.close():
-            _leave_at_once(sys.exc_info()[1])
-
-
-def _leave_at_once(error: BaseException | None) -> NoReturn:
-    """The worker is in the middle of a long step; ending Python under it would abort the process with a core dump instead of a code."""
-    _say("Stopped.")
-    sys.stdout.flush()
-    if isinstance(error, SystemExit) and isinstance(error.code, int):
-        os._exit(error.code)
-    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
-
-
-def _auth(text: str | None) -> tuple[str, str] | None:
-    if not text:
-        return None
-    name, colon, password = text.partition(":")
-    if not colon:
-        raise RequestError("--auth takes USER:PASSWORD.", field="auth")
-    return name, password
-
-
-class _Local:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made:
-        return self._wait(self._engine.submit(self._engine.tools.request(values), save=save), show)
-
-    def resume(self, job_id: str, force: bool, *, show: Show) -> Made:
-        return self._wait(self._engine.resume(job_id, force=force), show)
-
-    def replay(self, file: bytes, *, show: Show) -> Any:
-        """In a thread, so that this one can watch and be interrupted."""
-        begun: list[Any] = []
-        found: list[Any] = []
-        thread = threading.Thread(target=lambda: found.append(self._engine.tools.replay(file, begun.append)), daemon=True)
-        thread.start()
-        try:
-            while thread.is_alive():
-                thread.join(LOOK)
-                if begun:
-                    _show(begun[-1], show)
-        except KeyboardInterrupt:
-            if begun:
-                begun[-1].cancel()
-            raise
-        if not found:
-            raise WebUIError("The replay failed inside Easel; the log in the data folder has the details.")
-        return found[0]
-
-    def _wait(self, job: Any, show: Show) -> Made:
-        try:
-            while not job.ended:
-                try:
-                    job.result(LOOK)
-                except TimeoutError:
-                    _show(job, show)
-            result = job.result()
-        except KeyboardInterrupt:
-            job.cancel()
-            with contextlib.suppress(TimeoutError, WebUIError):
-                job.result(ENDING)
-            raise
-        _show(job, show)
-        return Made(job=job.id, state=job.state, warnings=tuple(dict.fromkeys((*result.warnings, *job.warnings))), files=tuple(
-            (one.index, one.seed, one.infotext, one.complete, one.file, one.path) for one in result.pictures))
-
-
-def _show(job: Any, show: Show) -> None:
-    view = job.progress
-    show(view.fraction, view.stage, view.eta, job.position)
-
-
-class _Remote:
-    """settings: the settings file of the data folder that the server holds; None = ask the server."""
-
-    def __init__(self, client: remote.Client, settings: SettingsFile | None) -> None:
-        self._client = client
-        self._settings = settings
-
-    def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made:
-        request = request_with(values, self._settings.read() if self._settings else self._options())
-        return self._wait(self._client.send(remote.submit(request, save=save)).id, show)
-
-    def resume(self, job_id: str, force: bool, *, show: Show) -> Made:
-        return self._wait(self._client.send(remote.resume(job_id, force=force)).id, show)
-
-    def replay(self, file: bytes, *, show: Show) -> Any:
-        return remote.replay(self._client, file, lambda job: show(job.fraction, job.stage, job.eta, job.position))
-
-    def _options(self) -> Mapping[str, Any]:
-        try:
-            return self._client.send(remote.options())
-        except NotFoundError:                               # served without --api: its own defaults are ours
-            return {}
-
-    def _wait(self, job_id: str, show: Show) -> Made:
-        try:
-            job = self._client.wait(job_id, lambda job: show(job.fraction, job.stage, job.eta, job.position))
-        except KeyboardInterrupt:
-            self._client.send(remote.cancel(job_id))
-            raise
-        if job.error:
-            raise job.error
-        if job.state not in ("done", "cancelled"):
-            raise BusyError(f"Easel stopped before job {job.id} was finished; resume it to make what is missing.")
-        files = tuple((one.index, one.seed, one.infotext, one.complete, self._client.send(remote.picture(job.id, one.index)), None)
-                      for one in job.pictures)
-        return Made(job=job.id, state=job.state, files=files, warnings=job.warnings)
-
-
 # ---- words
 
 def _tell(made: Made, flags: argparse.Namespace, output: Path | None) -> int:
@@ -363,7 +201,7 @@ def _tell(made: Made, flags: argparse.Namespace, output: Path | None) -> int:
         told.append({"index": index, "seed": seed, "complete": complete, "path": str(path) if path else None, "infotext": text,
                      "file": None if path else base64.b64encode(file).decode("ascii")})
     for warning in made.warnings:
-        _say(warning)
+        say(warning)
     if flags.json:
         _print_json({"job": made.job, "state": made.state, "pictures": told, "warnings": list(made.warnings)})
     else:
@@ -371,7 +209,7 @@ def _tell(made: Made, flags: argparse.Namespace, output: Path | None) -> int:
             where = one["path"] or f"job {made.job}, picture {one['index']}"
             print(f"{where}  (seed {one['seed']}{'' if one['complete'] else ', incomplete'})")
     if made.state != "done":
-        _say(f"The job was {made.state}; `resume {made.job}` makes what is missing.")
+        say(f"The job was {made.state}; `resume {made.job}` makes what is missing.")
         return 1
     return 0
 
@@ -388,10 +226,6 @@ def _shower(flags: argparse.Namespace) -> Show:
         sys.stderr.flush()
 
     return show
-
-
-def _say(sentence: str) -> None:
-    sys.stderr.write(("\r\x1b[K" if sys.stderr.isatty() else "") + sentence + "\n")
 
 
 def _print_json(value: Any) -> None:
