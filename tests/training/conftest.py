@@ -6,9 +6,9 @@ from modules.training.recipe import Recipe
 from modules.training.train import train
 from tests.training.squares import Squares, Stopping
 
-VAE = {"kind": "vae", "data": {"size": 32}, "model": {"norm_groups": 4, "title": "vae", "dtype": "float32"},
-       "vae": {"channels": 16, "multiply": [1, 1, 2]}, "training": {"batch": 4, "lr": 2e-3}, "ema": {"decay": 0.0}}
-UNET = {"data": {"size": 32}, "model": {"vae": "vae.safetensors", "norm_groups": 4, "dtype": "float32"},
+VAE = {"kind": "vae", "data": {"size": 16}, "model": {"norm_groups": 4, "title": "vae", "dtype": "float32"},
+       "vae": {"channels": 16, "multiply": [1, 1]}, "training": {"batch": 4, "lr": 2e-3}, "ema": {"decay": 0.0}}
+UNET = {"data": {"size": 16}, "model": {"vae": "vae.safetensors", "norm_groups": 4, "dtype": "float32"},
         "unet": {"channels": 16, "multiply": [1, 2], "depths": [0, 1], "res_blocks": 1, "heads": 4}, "text": {"width": 16, "layers": 1},
         "training": {"batch": 4, "lr": 2e-3}, "ema": {"decay": 0.9}}
 
@@ -30,7 +30,7 @@ def one_thread():
 def home(tmp_path_factory, one_thread):
     """A folder with `vae.safetensors` in it; recipes are read from there."""
     folder = tmp_path_factory.mktemp("home")
-    train(Recipe.of(merged(VAE, training={"steps": 100}), home=folder), folder=folder, progress=Stopping(), data=Squares())
+    train(Recipe.of(merged(VAE, training={"steps": 300, "lr": 4e-3, "decay": "cosine"}), home=folder), folder=folder, progress=Stopping(), data=Squares())
     return folder
 
 

@@ -9,7 +9,7 @@ NAMES = ("red", "green", "blue", "yellow")
 class Squares:
     """drawn: how many pictures were asked for so far. broken: numbers of pictures that hold values that are no numbers."""
 
-    def __init__(self, size: int = 32, broken: frozenset[int] = frozenset()) -> None:
+    def __init__(self, size: int = 16, broken: frozenset[int] = frozenset()) -> None:
         self.size, self.broken, self.drawn = size, broken, 0
 
     def __len__(self) -> int:
