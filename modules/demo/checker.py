@@ -135,8 +135,9 @@ def _ground_cells() -> tuple[tuple[tuple[str, ...], ...], Floats]:
 @cache
 def _background(sky: str, weather: str, ground: str, style: str) -> tuple[Floats, ...]:
     """For each band of rows the different colours (N, 3) that the empty scene shows there or just beside."""
-    dry = "rain" if weather == "snow" else weather           # flakes would take white away from the things
-    pictures = np.stack([_empty(sky, dry, ground, style, seed) for seed in (1, 2, 3)])[:, :, 4:-4]
+    # White clouds may be anywhere and are expected always; flakes would take white away from the things.
+    dry = {"snow": "rain", "clear": "rainbow" if sky in ("dawn", "day") else "clear"}.get(weather, weather)
+    pictures = np.stack([_empty(sky, either, ground, style, seed) for seed in range(1, 6) for either in (dry, "cloudy")])[:, :, 4:-4]
     height = COARSE // BANDS
     found = []
     for band in range(BANDS):
@@ -157,8 +158,9 @@ def _paints(sky: str, style: str) -> tuple[Floats, NDArray[np.int64]]:
     owners: list[int] = []
     for number, colour in enumerate(COLOURS.values()):
         for tone in tones(times(colour, light)).values():
-            found.append(tone)
-            owners.append(number)
+            for shading in (1.06, 1.0, 0.92):               # a thing is rounder than its paint: bright above, dark below
+                found.append(times(tone, (shading, shading, shading)))
+                owners.append(number)
     for accent, colour in ACCENTS.items():
         found.append(times(colour, light))
         owners.append(tuple(COLOURS).index(ALIKE[accent]) if accent in ALIKE else -1)
@@ -242,7 +244,7 @@ def _things(shares: Floats, number: int) -> list[Seen]:
         kept = np.argsort(-outlines.max((1, 2)))[:KEPT]
         amounts = shares[1:].sum((1, 2))
         best = (0.0, 0, 0, 0)
-        for colour in np.flatnonzero((amounts > 12) & (amounts >= 0.25 * amounts.max())):
+        for colour in np.flatnonzero((amounts > 12) & (amounts >= 0.08 * amounts.max())):
             score = outlines[kept] + _overlap(shares[1 + colour], templates.body[colour], templates.body_areas[colour], templates, kept)
             place = int(score.argmax())
             if score.flat[place] > best[0]:

@@ -125,10 +125,11 @@ def sensible(layout: Layout) -> bool:
 
 
 def _visible(thing: Object, layout: Layout) -> bool:
-    pale = layout.ground == "snow" or layout.weather in ("fog", "snow", "cloudy", "rainbow") or layout.style in ("pastel", "watercolour")
-    if thing.colour == "white" and layout.sky != "night":
-        return not pale
+    """Whether the colour differs from sky, clouds and ground behind the thing."""
     air = THINGS[thing.kind].lives == "air"
+    if thing.colour == "white" and layout.sky != "night":
+        pale = layout.weather not in ("clear", "rain") or layout.style in ("pastel", "watercolour")
+        return not pale and (layout.sky == "sunset" if air else layout.ground not in ("snow", "beach"))
     clash = {("orange", "sunset"), ("pink", "dawn"), ("blue", "night"), ("black", "night"), ("pink", "sunset")}
     return not (air and (thing.colour, layout.sky) in clash)
 
