@@ -21,6 +21,7 @@ from modules.core.environment import StartError
 from modules.core.errors import WebUIError
 from modules.core.flags import API_PORT, PAGE_PORT, Flags
 from modules.core.paths import Paths
+from webui import quick_gradio
 from webui.door import Door
 from webui.guard import Guard
 
@@ -203,6 +204,7 @@ class Server:
         return engine
 
     def _make_app(self) -> Any:
+        quick_gradio.prepare()
         # FastAPI and Gradio: seconds to import, behind the open port.
         from webui.app import build
         return build(self.engine, self.flags)
