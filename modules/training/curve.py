@@ -1,4 +1,4 @@
-"""The loss curve as a picture."""
+"""The losses of a run as a table and as a curve."""
 from __future__ import annotations
 
 import io
@@ -19,6 +19,12 @@ def png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
+
+
+def table(history: Sequence[Sequence[float]], names: Sequence[str]) -> str:
+    """Comma-separated lines: step, learning rate, the loss of each name (nan where there was none)."""
+    rows = (",".join((f"{row[0]:.0f}", *(f"{value:.6g}" for value in row[1:]))) for row in history)
+    return "\n".join((",".join(("step", "lr", *names)), *rows, ""))
 
 
 def drawn(history: Sequence[Sequence[float]], names: Sequence[str]) -> Image.Image:

@@ -131,7 +131,8 @@ class Diffusion:
         self.schedule: Schedule = schedule_of(recipe).to(device)
         self._captions = Captions(tokenizer, networks.text.pad_id)
         self.reads_text = recipe.objective.conditioning in ("crossattn", "hybrid")
-        self.trains_text = recipe.text.train and self.reads_text
+        wish = "no" if recipe.model.checkpoint and recipe.text.train == "auto" else recipe.text.train
+        self.trains_text = wish != "no" and self.reads_text
         networks.unet.to(device, memory_format=torch.channels_last).requires_grad_(True).train()     # type: ignore[call-overload]
         networks.text.to(device).requires_grad_(self.trains_text).train(self.trains_text)
         networks.vae.to(device).requires_grad_(False).eval()

@@ -122,7 +122,8 @@ class Run:
                 self.step += 1
                 lr = self.optimisers[0].param_groups[0]["lr"]
                 self.history.append((self.step, lr, *(losses or [math.nan] * len(self.optimisers))))
-                self.progress.at(stage="training", batches=1, step=self.step, steps=self.settings.steps)
+                said = f"training, loss {losses[0]:.4g}" if losses else "training, a step without a number"
+                self.progress.at(stage=said, batches=1, step=self.step, steps=self.settings.steps)
                 self._look(good=missed == 0)
                 if time.monotonic() >= end:
                     break
@@ -141,13 +142,15 @@ class Run:
             self.progress.show(lambda: picture)
 
     def save(self) -> None:
-        """The state and the loss curve on disk. Raises NanError if a weight is no number: such a state is not kept."""
+        """The state and the losses (table and curve) on disk. Raises NanError if a weight is no number: such a state is not kept."""
         weights = [tensor for tensor in self.task.tensors().values() if tensor.is_floating_point()]
         if not all(bool(norm.isfinite()) for norm in torch._foreach_norm(weights)):
             raise NanError(f"A weight is no number any more; {self._last_good()} Lower training.lr, or use float32.")
         state.write(self, self.state_file)
         self.saved = self.step
-        write_atomically(self.folder / "loss.png", curve.png(curve.drawn(self.history, [phase.name for phase in self.task.phases])))
+        names = [phase.name for phase in self.task.phases]
+        write_atomically(self.folder / "loss.csv", curve.table(self.history, names).encode())
+        write_atomically(self.folder / "loss.png", curve.png(curve.drawn(self.history, names)))
 
     def _stepped(self) -> list[float]:
         """One step of every phase: its losses (nan for one that rests), or [] if it was left out since something was no number."""

@@ -48,7 +48,7 @@ class TextSizes:
 
     width: int = _within(256, 8, 4096)                      # heads are 64 wide, as in every published tower
     layers: int = _within(4, 1, 48)
-    train: bool = True                                      # False: as it is; only sensible for one that came from a checkpoint
+    train: str = _within("auto", among=("auto", "yes", "no"))         # auto: yes from scratch, no for one that came from a checkpoint
     lr: float = _within(0.0, 0.0, 10.0)                     # 0 = that of the U-Net
 
 

@@ -29,8 +29,9 @@ def train(recipe: Recipe, *, folder: Path, progress: ProgressLike, data: Source 
           sheet: Sheet | None = None, tokenizer: Tokenizer | None = None) -> Path:
     """Train what the recipe says until its steps are done or its minutes over; the checkpoint that was written.
 
-    folder: gets the checkpoint `<title>.safetensors`, `state.safetensors` to go on from, `loss.png`, `samples/` and `latents/`. A state
-    that is there already is taken up; a run that was stopped and one that was not then give the same weights, on a CPU bit for bit.
+    folder: gets the checkpoint `<title>.safetensors`, `state.safetensors` to go on from, `loss.csv`, `loss.png`, `samples/` and
+    `latents/`. A state that is there already is taken up; a run that was stopped and one that was not then give the same weights, on a
+    CPU bit for bit.
     data: pictures from elsewhere than recipe.data.folder. sheet: draws the samples instead of samples.py.
     Raises Cancelled after progress was interrupted (the state is on disk, no checkpoint is written), NanError, DiskFullError, SaveError,
     OutOfMemoryError with the last good state on disk; SettingsError or CheckpointError before anything was begun.

@@ -33,7 +33,7 @@ class Stopping:
         self.after, self.stage, self.interrupted, self.shown = after, stage, False, 0
 
     def at(self, *, stage: str = "", step: int = 0, **rest: object) -> None:
-        self.interrupted = self.interrupted or (stage == self.stage and step == self.after)
+        self.interrupted = self.interrupted or (stage.startswith(self.stage) and step == self.after)
 
     def show(self, preview) -> None:
         self.shown += 1

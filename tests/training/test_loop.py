@@ -6,12 +6,13 @@ import subprocess
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from modules.core.errors import Cancelled, CheckpointError, DiskFullError, NanError, SettingsError
 from modules.training import loop, tensors
 from modules.training.loop import Phase, Run
-from modules.training.recipe import Training
+from modules.training.recipe import Recipe, Training
 from modules.training.train import train
 from tests.training.squares import Squares, Stopping
 
@@ -62,6 +63,46 @@ def test_a_run_that_was_stopped_and_one_that_was_not_are_equal_bit_for_bit(recip
     assert one.keys() == other.keys() and len(one) > 100
     assert [name for name in one if not torch.equal(one[name], other[name]) and name not in ("rng.cpu", "history")] == []
     assert torch.equal(one["history"].nan_to_num(-1), other["history"].nan_to_num(-1))
+
+
+def test_training_goes_on_from_a_checkpoint_and_leaves_its_text_tower_alone(recipes, tmp_path):
+    first = train(recipes("diffusion", training={"steps": 1}), folder=tmp_path / "a", progress=Stopping(), data=Squares())
+    second = train(recipes("diffusion", model={"checkpoint": str(first), "vae": ""}, training={"steps": 2}), folder=tmp_path / "b",
+                   progress=Stopping(), data=Squares())
+    one, other = (tensors.read(path)[0] for path in (first, second))
+    changed = {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
+    assert one.keys() == other.keys() and changed == {"model"}
+
+
+def test_a_recipe_in_a_file_and_pictures_in_a_folder_are_all_that_is_needed(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number, colour in enumerate(("red", "blue", "green")):
+        Image.new("RGB", (70, 70), colour).save(tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "pictures" / f"{number}.txt").write_text(colour)
+    (tmp_path / "vae.toml").write_text("""
+        kind = "vae"
+        data = {folder = "pictures", size = 64, crop = 16}
+        model = {norm_groups = 4, title = "My VAE"}
+        vae = {channels = 8, multiply = [1, 1]}
+        training = {steps = 2, batch = 2, sample_every = 2}""")
+    vae = train(Recipe.read(tmp_path / "vae.toml"), folder=tmp_path / "out", progress=Stopping())
+    assert vae.name == "My-VAE.safetensors" and (tmp_path / "out" / "samples" / "0000002.png").is_file()
+    (tmp_path / "unet.toml").write_text("""
+        data = {folder = "pictures", size = 64}
+        model = {vae = "out/My-VAE.safetensors", norm_groups = 4}
+        unet = {channels = 16, multiply = [1, 2], depths = [0, 1], res_blocks = 1}
+        text = {width = 16, layers = 1}
+        training = {steps = 1, batch = 2}""")
+    assert train(Recipe.read(tmp_path / "unet.toml"), folder=tmp_path / "model", progress=Stopping()).is_file()
+    with pytest.raises(SettingsError, match=r"data\.folder"):
+        train(Recipe.of({"kind": "vae"}), folder=tmp_path / "none", progress=Stopping())
+
+
+def test_the_losses_are_a_table_and_a_curve(tmp_path):
+    line(tmp_path, steps=3, bad=frozenset({1})).go()
+    rows = [row.split(",") for row in (tmp_path / "loss.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "lr", "loss"] and [row[0] for row in rows[1:]] == ["1", "2", "3"] and rows[2][2] == "nan"
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_seed_is_another_run(recipes, tmp_path):
@@ -128,7 +169,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monk
 
     def full(handle):
         written.append(handle)
-        if len(written) > 3:                                # the state, the curve and their folder go well once
+        if len(written) > 5:                                # the first state goes well, and its table and curve, each with its folder
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
