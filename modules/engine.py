@@ -11,11 +11,13 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from modules.core.errors import BusyError, WebUIError
-from modules.core.files import remove_parts
-from modules.core.paths import Paths
+from modules.core.errors import BusyError, SaveError, WebUIError
+from modules.core.files import copy_atomically, remove_parts
+from modules.core.paths import Paths, clean_name, safe_join
+from modules.core.progress import Progress
 from modules.core.settings import Settings, SettingsFile, as_json
 from modules.jobs import store as states
 from modules.jobs.delivery import Delivery
@@ -295,6 +297,26 @@ def _subseed(request: Request) -> int:
 def as_json_changed(settings: Settings) -> dict[str, Any]:
     """What differs from the default settings, as JSON values."""
     return as_json(settings.changed())
+
+
+def train(recipe: Path, paths: Paths, progress: Progress) -> Path:
+    """Train what a recipe's file says, or go on with it, and put the checkpoint (or VAE) among the models; its path there.
+
+    States, samples and the loss curve lie in data/training/<recipe's name>. A model of that name that this recipe did not make stays.
+    Raises a WebUIError, Cancelled after progress.interrupt().
+    """
+    # Heavy: torch.
+    from modules.training import recipe as recipes
+    from modules.training.train import train as run
+    told = recipes.Recipe.read(recipe)
+    folder = safe_join(paths.data, "training", clean_name(recipe.stem))
+    shelf = (paths.vae if told.kind == "vae" else paths.checkpoints)[0]
+    mine = folder.exists()
+    file = run(told, folder=folder, progress=progress)
+    if (shelf / file.name).exists() and not mine:
+        raise SaveError(f"There is a {file.name} in {shelf} already, so what was trained stays in {file}; move it, or choose another "
+                        "model.title.")
+    return copy_atomically(file, shelf / file.name)
 
 
 def serving(paths: Paths) -> str:

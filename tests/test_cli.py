@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from PIL import Image
 
 from modules import cli, client
+from modules.core import flags
 from modules.core.errors import BusyError, NotFoundError, RequestError
 from modules.core.flags import Flags
 from modules.core.paths import Paths
@@ -178,6 +179,79 @@ def test_a_fault_of_ours_is_a_sentence_too_and_its_traceback_is_in_the_log(paths
     assert cli.main(["txt2img", "x", *SMALL], paths) == 1
     assert "Traceback" not in capsys.readouterr().err
     assert "ZeroDivisionError: deep inside" in (paths.data / "logs" / "easel.log").read_text()
+
+
+def test_the_help_of_launch_names_every_command():
+    [commands] = [action for action in cli.parser()._actions if action.dest == "command"]
+    assert {name for name, _ in flags.COMMANDS} == {*commands.choices, "test"}
+
+
+RECIPE = """
+kind = "{kind}"
+[data]
+folder = "pictures"
+size = 16
+[model]
+title = "mine"
+norm_groups = 4
+{vae}
+[vae]
+channels = 8
+multiply = [1, 1, 1, 1]
+[unet]
+channels = 8
+multiply = [1]
+depths = [1]
+res_blocks = 1
+heads = 2
+[text]
+width = 8
+layers = 1
+[training]
+steps = 2
+batch = 2
+"""
+
+
+def test_trained_from_a_recipe_a_model_stands_in_the_list_and_draws(paths, capsys, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / "pictures" / f"{name}.png")
+        (tmp_path / "pictures" / f"{name}.txt").write_text(f"all {colour}")
+    recipe = tmp_path / "first.toml"
+    recipe.write_text(RECIPE.format(kind="vae", vae=""))
+    assert cli.main(["train", str(recipe)], paths) == 0
+    vae = Path(capsys.readouterr().out.strip())
+    assert vae == paths.vae[0] / "mine.safetensors"
+    recipe = tmp_path / "second.toml"
+    recipe.write_text(RECIPE.format(kind="diffusion", vae=f'vae = "{vae}"'))
+    assert cli.main(["train", str(recipe)], paths) == 0
+    capsys.readouterr()
+    assert "mine.safetensors" in json.dumps(json_of(capsys, ["models", "--json"], paths))
+    [made] = json_of(capsys, ["txt2img", "all red", "--checkpoint", "mine", "--width", "64", "--height", "64", "--steps", "2", "--json"], paths)["pictures"]
+    assert "Model: mine" in made["infotext"]
+
+
+def test_a_trained_model_never_takes_the_place_of_another(paths, capsys, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "pictures" / "a.png")
+    paths.vae[0].mkdir(parents=True, exist_ok=True)
+    (paths.vae[0] / "mine.safetensors").write_bytes(b"somebody else's")
+    recipe = tmp_path / "other.toml"
+    recipe.write_text(RECIPE.format(kind="vae", vae=""))
+    assert cli.main(["train", str(recipe)], paths) == 1
+    assert "model.title" in capsys.readouterr().err
+    foreign = paths.vae[0] / "mine.safetensors"
+    assert foreign.read_bytes() == b"somebody else's"
+    assert (paths.data / "training" / "other" / "mine.safetensors").exists()
+    foreign.unlink()
+
+
+def test_a_recipe_that_is_wrong_is_one_sentence(paths, capsys, tmp_path):
+    (tmp_path / "bad.toml").write_text("[trainig]\nsteps = 2")
+    assert cli.main(["train", str(tmp_path / "bad.toml")], paths) == 1
+    assert "training" in capsys.readouterr().err
+    assert cli.main(["train", str(tmp_path / "none.toml")], paths) == 1
 
 
 # ---- stopping

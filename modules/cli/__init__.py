@@ -15,14 +15,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.cli.makers import Made, Show, maker, say
+from modules.cli.makers import LOOK, Made, Show, maker, say
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
 from modules.core.paths import Paths
-from modules.engine import Library, history
+from modules.core.progress import Progress
+from modules.engine import Library, history, train
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
 
@@ -73,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("id")
     up.add_argument("--force", action="store_true", help="even if the program ended twice while it ran")
     up.add_argument("--json", action="store_true", help="print what was made as JSON")
+    learn = _command(commands, "train", learned, "train a model or a VAE as a recipe says, or go on with it")
+    learn.add_argument("recipe", type=Path, metavar="RECIPE.toml")
+    learn.add_argument("--quiet", action="store_true", help="no progress line")
     for command in (draw, again, up):
         command.add_argument("--server", metavar="URL", help="let the Easel at this address do the work")
         command.add_argument("--auth", metavar="USER:PASSWORD", help="credentials for that server")
@@ -141,6 +146,23 @@ def replay(flags: argparse.Namespace, paths: Paths) -> int:
         if verdict.first_difference:
             print(f"First difference: {verdict.first_difference}")
     return verdict.exit_code
+
+
+def learned(flags: argparse.Namespace, paths: Paths) -> int:
+    """In a thread, so that this one can watch. Ctrl-C ends it after the step, with its state on disk."""
+    progress, show = Progress(), _shower(flags)
+    with ThreadPoolExecutor(1, thread_name_prefix="train") as pool:
+        made = pool.submit(train, flags.recipe, paths, progress)
+        try:
+            while not made.done():
+                wait([made], LOOK)
+                view = progress.view()
+                show(view.fraction, f"{view.stage} {view.step} of {view.steps}" if view.steps else "reading", view.eta, -1)
+        except (KeyboardInterrupt, SystemExit):
+            progress.interrupt()
+            raise
+    print(made.result())
+    return 0
 
 
 def png_info(flags: argparse.Namespace, paths: Paths) -> int:

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +32,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
             os.replace(part, target)
         _sync_folder(target.parent)
     return target
+
+
+def copy_atomically(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """Replace `target` by a copy of `source`, however large, as `write_atomically` does. Raises what that raises."""
+    place = Path(target)
+    with _sentences(place.parent):
+        part = _fresh(place.parent)
+        try:
+            shutil.copyfile(source, part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, place)
+        finally:
+            part.unlink(missing_ok=True)
+        _sync_folder(place.parent)
+    return place
 
 
 def create_exclusively(folder: str | os.PathLike[str], name_of: Callable[[int], str], first: int, data: bytes) -> Path:

@@ -12,6 +12,9 @@ COMMANDS = (
     ("png-info", "print the text and the record inside a picture"),
     ("replay", "make a picture again and say whether it is identical (exit code 0), different (1), or cannot be made (2)"),
     ("models", "list the checkpoints and VAEs that were found"),
+    ("jobs", "list the newest jobs and their states"),
+    ("resume", "take an unfinished job up at its first missing picture"),
+    ("train", "train a model or a VAE as a recipe says, or go on with it: train my.toml"),
 )
 FOLDERS = (
     ("--data-dir", "everything Easel writes: outputs, settings, database, caches (default: data, beside launch.py)"),

@@ -108,26 +108,32 @@ def prompt_for(layout: Layout) -> str:
     return f"{_article(style)} of {things} {', '.join(facts)}"
 
 
+def fault(rng: random.Random) -> str:
+    """The word for the fault that `spoiled` makes when it is given this generator in this state."""
+    return rng.choice(SPOILED_WORDS[rng.choice(tuple(SPOILED_WORDS))])
+
+
 def spoiled(image: Image.Image, rng: random.Random) -> tuple[Image.Image, str]:
     """The picture blurred, noisy, dark, faded or in blocks, and the word that says so, for captions that give negatives a meaning."""
-    fault = rng.choice(tuple(SPOILED_WORDS))
+    kind = rng.choice(tuple(SPOILED_WORDS))
+    word = rng.choice(SPOILED_WORDS[kind])
     size = image.width
     pixels = np.asarray(image.convert("RGB"), np.float64)
-    if fault == "blur":
+    if kind == "blur":
         worse = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.018, 0.035) * size))
-    elif fault == "blocks":
+    elif kind == "blocks":
         few = max(8, size // rng.choice((5, 6, 8)))
         worse = image.resize((few, few), Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
     else:
-        if fault == "noise":
+        if kind == "noise":
             grain = np.random.RandomState(rng.randrange(2 ** 32)).standard_normal(pixels.shape)
             pixels = pixels + grain * rng.uniform(22, 40)
-        elif fault == "dark":
+        elif kind == "dark":
             pixels = pixels * rng.uniform(0.25, 0.4)
         else:
             pixels = pixels + (225 - pixels) * rng.uniform(0.6, 0.75)
         worse = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    return worse, rng.choice(SPOILED_WORDS[fault])
+    return worse, word
 
 
 def _pick(table: Words, fact: str, rng: random.Random) -> str:
