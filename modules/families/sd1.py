@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x: one CLIP-L tower, a U-Net with 8 heads, 512 px. Rombach et al. 2022, arXiv:2112.10752."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -53,7 +54,7 @@ def build(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
     return Model(
         family=SD1, unet=unet, vae=vae, text=(tower,),
         prediction=Prediction(kind, alphas_of(weights)),
-        latent=LatentFormat(channels=vae.config.latent, downscale=vae.config.downscale, scale=SD1.latent.scale),
+        latent=LatentFormat(channels=vae.config.latent, downscale=vae.config.downscale, scale=scale_of(weights)),
         native_size=SD1.native_size,
         device=torch.device("cpu"), dtype=next(unet.parameters()).dtype,
         hints={"prediction": f"{kind} ({source})", **{name: said for name, said in hints.items() if name.startswith("easel.")}},
@@ -89,6 +90,13 @@ def alphas_of(weights: Weights) -> Tensor:
         return scaled_linear_alphas()
     falling = bool(((stored > 0) & (stored < 1)).all()) and bool((stored.diff() < 0).all())      # false for NaN as well
     return stored if falling else scaled_linear_alphas()
+
+
+def scale_of(weights: Weights) -> float:
+    """What latents are multiplied by: the file's own number where it carries one in full, else the family's."""
+    stored = weights.get("scale_factor")
+    scale = float(stored) if stored is not None and stored.dtype == torch.float32 and stored.numel() == 1 else math.nan
+    return scale if 0 < scale < math.inf else SD1.latent.scale
 
 
 SD1 = Family(

@@ -180,3 +180,12 @@ def test_linear_layers_and_1x1_convolutions_are_read_as_each_other():
     assert keys.reshaped(tensor, (2, 3, 1, 1)).shape == (2, 3, 1, 1)
     assert keys.reshaped(tensor[:, :, None, None], (2, 3)).shape == (2, 3)
     assert keys.reshaped(tensor, (3, 2)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("stored, scale", [
+    (torch.tensor(0.5), 0.5), (torch.tensor([0.75]), 0.75), (torch.tensor(0.5, dtype=torch.float16), 0.18215), (torch.tensor(-1.0), 0.18215),
+    (torch.tensor(float("nan")), 0.18215), (torch.tensor(float("inf")), 0.18215), (torch.tensor(0.0), 0.18215),
+    (torch.ones(2), 0.18215),
+])
+def test_the_scale_of_the_latents_is_the_files_where_it_is_one(stored, scale):
+    assert build(tiny.sd1() | {"scale_factor": stored}).latent.scale == scale

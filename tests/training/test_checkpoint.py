@@ -58,7 +58,6 @@ def test_it_gives_the_same_outputs_when_it_is_loaded_again(path, networks):
     assert torch.equal(model.prediction.alphas_cumprod, register_schedule().alphas_cumprod)
 
 
-@pytest.mark.xfail(reason="families/sd1.py does not read the scale from the file yet", strict=False)
 def test_the_scale_of_the_file_is_the_scale_of_the_model(path):
     assert load.load(path, device="cpu", dtype=torch.bfloat16).latent.scale == pytest.approx(0.7)
 
