@@ -38,8 +38,8 @@ class Report:
         told = [f"{self.count} prompts of combinations never trained on, {self.size} px",
                 f"{'':28}{'reached':>9}{'gate':>10}{'with two unknown words (>= -5)':>34}"]
         for name, low, high in GATES:
-            lost = self.strange[name] - self.rates[name]
-            told.append(f"{name:28}{self.rates[name]:7.1f} %{'>=':>5}{high if large else low:3.0f} %{self.strange[name]:24.1f} % ({lost:+.1f})")
+            gate, strange = high if large else low, self.strange[name]
+            told.append(f"{name:28}{self.rates[name]:7.1f} %{'>=':>5}{gate:3.0f} %{strange:24.1f} % ({strange - self.rates[name]:+.1f})")
         if self.psnr is not None:
             told.append(f"{'VAE on scenes not trained on':28}{self.psnr:6.1f} dB{'>=':>5}{32 if large else 27:3} dB")
         return told
