@@ -61,12 +61,18 @@ class Page:
         return self.set(**{"steps": 2, "width": 64, "height": 64, "seed": 5, **fields})
 
     def generate(self) -> Page:
-        self.tab.click("#txt2img_generate")
-        return self.finished()
+        return self.submitted(lambda: self.tab.click("#txt2img_generate")).finished()
+
+    def submitted(self, act) -> Page:
+        """Until what `act` does has become a job, whose id the browser keeps. A short one may be over before its progress was drawn."""
+        kept = self.tab.evaluate("() => JSON.stringify(localStorage)")
+        act()
+        self.tab.wait_for_function("before => JSON.stringify(localStorage) !== before", arg=kept)
+        return self
 
     def finished(self) -> Page:
         """Until Generate is there again and the pictures are."""
-        self.tab.wait_for_selector("#txt2img_progress progress", state="attached")
+        self.tab.wait_for_function("() => !document.querySelector('#txt2img_progress progress')")
         self.tab.wait_for_selector("#txt2img_generate", state="visible")
         return self
 
@@ -107,8 +113,7 @@ def test_generate_gives_the_saved_file_with_its_text_inside(page, easel):
 def test_ctrl_enter_generates_what_was_typed_last(page):
     page.small(prompt="typed")
     page.tab.locator("#txt2img_prompt textarea").press_sequentially(" to the end")
-    page.tab.keyboard.press("Control+Enter")
-    page.finished()
+    page.submitted(lambda: page.tab.keyboard.press("Control+Enter")).finished()
     assert page.text("txt2img_infotext").startswith("typed to the end") or page.text("txt2img_infotext").startswith(" to the endtyped")
 
 
