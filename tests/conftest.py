@@ -1,6 +1,7 @@
 """What every test stands on: one torch thread (the machines are small, and sums keep their order) and no network."""
 import os
 import socket
+import subprocess
 
 import pytest
 
@@ -55,3 +56,18 @@ def _no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A folder on a disk of its own, of 2 MiB or as many as the test's parameter says."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    size = f"size={getattr(request, 'param', 2)}m"
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -128,19 +128,6 @@ def test_a_file_where_the_folder_should_be_is_a_sentence(tmp_path):
         files.create_exclusively(tmp_path / "out", numbered, 0, b"x")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_is_named_and_everything_written_before_stays(small_disk):
     saved = []
     with pytest.raises(DiskFullError, match=str(small_disk)):

@@ -2,7 +2,6 @@
 import errno
 import math
 import os
-import subprocess
 
 import pytest
 import torch
@@ -183,19 +182,7 @@ def test_a_full_disk_ends_with_a_sentence_and_the_last_good_state(tmp_path, monk
     assert torch.equal(again.task.weight, whole.task.weight)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
-        pytest.skip("mounting a small disk needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", [6], indirect=True)
 def test_a_disk_that_really_is_full_keeps_the_state_before(recipes, small_disk):
     recipe = recipes("vae", training={"steps": 3, "save_every": 1, "batch": 1})
     whole = {file.name: file.stat().st_size for file in _trained(recipes, recipe, small_disk.parent / "size").iterdir() if file.is_file()}
