@@ -12,6 +12,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from modules.core.errors import DiskFullError, SaveError
 from modules.core.paths import safe_name
@@ -21,33 +22,39 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES, errno.EINVAL})
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Replace `path` by `data`: after a crash at any moment it holds the old bytes or the new ones.
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of `path` at the end: after a crash at any moment the old bytes are there or all new ones.
 
-    A missing folder is made. Raises DiskFullError, or SaveError with the cause.
+    A missing folder is made. Raises DiskFullError, or SaveError with the cause; the old file is then untouched.
     """
     target = Path(path)
     with _sentences(target.parent):
-        with _part(target.parent, data) as part:
+        part = _fresh(target.parent)
+        try:
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, target)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
         _sync_folder(target.parent)
-    return target
+
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Replace `path` by `data`, as `replacing` does. Raises what that raises."""
+    with replacing(path) as file:
+        file.write(data)
+    return Path(path)
 
 
 def copy_atomically(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """Replace `target` by a copy of `source`, however large, as `write_atomically` does. Raises what that raises."""
-    place = Path(target)
-    with _sentences(place.parent):
-        part = _fresh(place.parent)
-        try:
-            shutil.copyfile(source, part)
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(part, place)
-        finally:
-            part.unlink(missing_ok=True)
-        _sync_folder(place.parent)
-    return place
+    """Replace `target` by a copy of `source`, however large, as `replacing` does. Raises what that raises."""
+    with open(source, "rb") as old, replacing(target) as new:
+        shutil.copyfileobj(old, new, 16 << 20)
+    return Path(target)
 
 
 def create_exclusively(folder: str | os.PathLike[str], name_of: Callable[[int], str], first: int, data: bytes) -> Path:

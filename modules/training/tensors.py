@@ -1,10 +1,8 @@
 """Named tensors to a safetensors file as a stream, whole or not at all: a run's state is too large to be held in memory twice."""
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +10,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from modules.core.errors import CheckpointError, DiskFullError, SaveError
-from modules.core.files import FULL
+from modules.core.errors import CheckpointError
+from modules.core.files import replacing
 
 NAMES = MappingProxyType({
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
@@ -23,31 +21,12 @@ NO_TEXT: Mapping[str, str] = MappingProxyType({})
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = NO_TEXT) -> Path:
-    """Replace `path` by a file with these tensors; after a crash at any moment it holds the old ones or the new ones.
-
-    A missing folder is made. Raises DiskFullError, or SaveError with the cause; the file that was there is then untouched.
-    """
-    target = Path(path)
-    part = target.parent / f".{secrets.token_hex(8)}.part"  # core.files sweeps such names away after a crash
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(_header(tensors, metadata))
-            for tensor in tensors.values():
-                file.write(_bytes(tensor))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except OSError as error:
-        if error.errno in FULL:
-            raise DiskFullError(f"There is no room left in {target.parent} for {target.name}; what was saved before is untouched; "
-                                "make room there and start the training again.") from error
-        cause = error.strerror or type(error).__name__
-        raise SaveError(f"{target} could not be written ({cause}); check the folder and its permissions.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-    return target
+    """Replace `path` by a file with these tensors, as core.files.replacing does. Raises what that raises."""
+    with replacing(path) as file:
+        file.write(_header(tensors, metadata))
+        for tensor in tensors.values():
+            file.write(_bytes(tensor))
+    return Path(path)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
