@@ -107,6 +107,7 @@ class Server:
         self._code = 0
         self._began = time.monotonic()
         self._life = contextlib.AsyncExitStack()
+        self._loading: asyncio.Task[None] | None = None
         self.door = Door(guard, self, subpath=flags.subpath, timed=flags.api, api_only=flags.nowebui, log=print if flags.api_log else None)
         self._uvicorn = Uvicorn(uvicorn.Config(
             self.door, http="h11", lifespan="off", log_config=None, access_log=False, proxy_headers=False, server_header=False,
@@ -142,11 +143,18 @@ class Server:
         watch.daemon = True
         watch.start()
         with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._end_loading(), 1.0)
             await asyncio.wait_for(self._life.aclose(), 1.0)
         if self.engine:
             await _in_thread(lambda: self.engine.close(2.5))
         watch.cancel()
         return self._code
+
+    async def _end_loading(self) -> None:
+        """Before the lifespan is left: a load that still runs could enter it afterwards, and nobody would leave it."""
+        if self._loading:
+            self._loading.cancel()
+            await asyncio.wait([self._loading])
 
     def _answer_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -176,7 +184,7 @@ class Server:
             print(f"From other machines: {own}{query}", flush=True)
         if wants_browser(self.flags):
             threading.Thread(target=webbrowser.open, args=(self.address + query,), daemon=True).start()
-        self._task = asyncio.get_running_loop().create_task(self._load())
+        self._loading = asyncio.get_running_loop().create_task(self._load())
 
     async def _load(self) -> None:
         """Engine, then page, each in a thread; the page's lifespan is entered on this loop, and only then requests go in."""

@@ -12,8 +12,10 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from modules.core import hardware
 from modules.core.progress import Progress
 from modules.demo import captions, scenes
 from modules.imaging.convert import to_pixels
@@ -74,14 +76,16 @@ class Storybook:
 
 
 def vae_recipe(size: int, minutes: float = 0.0) -> Recipe:
-    """The VAE, f8 with 4 latent channels. 64 channels in 16 groups: with groups of one or two channels colours are normalised away."""
+    """The VAE, f8 with 4 latent channels. Groups of four channels: with groups of one or two colours are normalised away."""
     large = size > 128
     return Recipe(
-        kind="vae", seed=1, data=Data(size=size, crop=128 if large else 64), vae=VaeSizes(channels=64, multiply=(1, 1, 2, 2), res_blocks=1),
-        model=Model(norm_groups=16, title="storybook-vae", dtype="float32"),
+        kind="vae", seed=1, data=Data(size=size, crop=128 if large else 64),
+        vae=VaeSizes(channels=64, multiply=(1, 1, 2, 2), res_blocks=1) if large
+        else VaeSizes(channels=32, multiply=(1, 2, 4, 4), res_blocks=1),
+        model=Model(norm_groups=_groups(size), title="storybook-vae", dtype="float32"),
         vae_objective=VaeObjective(kl=1e-5, adversarial=0.1 if large else 0.0, adversarial_start=8000),
-        training=Training(steps=24_000, batch=32 if large else 16, lr=5e-4, warmup=200, betas=(0.9, 0.99), weight_decay=0.0,
-                          save_every=500, sample_every=500, minutes=minutes),
+        training=Training(steps=24_000, batch=32 if large else 16, lr=5e-4 if large else 8e-4, warmup=200, betas=(0.9, 0.99),
+                          weight_decay=0.0, precision=_precision(), save_every=500, sample_every=500, minutes=minutes),
         ema=Ema(decay=0.999))
 
 
@@ -89,13 +93,23 @@ def model_recipe(size: int, vae: Path, minutes: float = 0.0) -> Recipe:
     """The U-Net with its text tower, on the latents of that VAE."""
     large = size > 128
     return Recipe(
-        kind="diffusion", seed=2, data=Data(size=size), model=Model(vae=str(vae), norm_groups=16, title="storybook"),
+        kind="diffusion", seed=2, data=Data(size=size), model=Model(vae=str(vae), norm_groups=_groups(size), title="storybook"),
         unet=UNetSizes(channels=80, multiply=(1, 2, 2, 3), depths=(1, 1, 1, 0), res_blocks=1) if large
         else UNetSizes(channels=64, multiply=(1, 2, 3), depths=(1, 1, 1), res_blocks=1),
         text=TextSizes(width=128, layers=4), objective=Objective(weight="min_snr", caption_dropout=0.1),
         training=Training(steps=200_000, batch=256 if large else 64, lr=1e-3 if large else 6e-4, warmup=500, betas=(0.9, 0.99),
-                          save_every=500, sample_every=1000, minutes=minutes),
+                          precision=_precision(), save_every=500, sample_every=1000, minutes=minutes),
         ema=Ema(decay=0.9995), samples=Samples(prompts=LOOKS, cfg_scale=5.0))
+
+
+def _groups(size: int) -> int:
+    """Of the norms of both networks: a checkpoint states one count for all of them."""
+    return 16 if size > 128 else 8
+
+
+def _precision() -> str:
+    """bfloat16 on a CPU that multiplies it, where a step takes two thirds of the time."""
+    return "bfloat16" if hardware.device().type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "auto"
 
 
 def main() -> None:
