@@ -319,6 +319,23 @@ def train(recipe: Path, paths: Paths, progress: Progress) -> Path:
     return copy_atomically(file, shelf / file.name)
 
 
+def demo_report(paths: Paths, checkpoint: str, count: int, tell: Callable[[int, int], None]) -> tuple[tuple[str, ...], Any]:
+    """How well a checkpoint ("" = the embedded one) follows words about storybook scenes: lines of a table, and a contact sheet.
+
+    count: prompts, each drawn twice at the checkpoint's own size in 20 steps. tell(done, of) after each picture and may raise to stop.
+    Raises a WebUIError.
+    """
+    # Heavy: torch.
+    from modules.demo.artist import Artist
+    from modules.demo.report import report
+    library = Library(paths)
+    name, _ = library.choose_checkpoint(checkpoint, "")
+    width, height = library.native_size(name, "")
+    artist = Artist(library.shelf, library.tokenizer, Request(checkpoint=name, width=width, height=height, steps=20))
+    made = report(artist.draw, size=min(width, height), count=count, decoded=artist.there_and_back, tell=tell)
+    return (f"{name}, 20 steps", *made.lines()), made.sheet
+
+
 def serving(paths: Paths) -> str:
     """The address of the Easel that holds this data folder now; "" when none does or it serves no page."""
     held = holder(paths.data)

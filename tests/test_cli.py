@@ -254,6 +254,18 @@ def test_a_recipe_that_is_wrong_is_one_sentence(paths, capsys, tmp_path):
     assert cli.main(["train", str(tmp_path / "none.toml")], paths) == 1
 
 
+def test_the_demo_report_prints_the_gates_and_makes_a_contact_sheet(paths, capsys, tmp_path):
+    tiny.save_sd1(paths.checkpoints[0] / "small.safetensors", metadata={"modelspec.resolution": "64x64"})
+    sheet = tmp_path / "sheet.png"
+    assert cli.main(["demo-report", "--model", "small", "--count", "2", "--sheet", str(sheet)], paths) == 0
+    out = capsys.readouterr().out
+    assert "kind of object" in out and "dB" in out and str(sheet) in out
+    with Image.open(sheet) as picture:
+        assert picture.size == (2 * 64, 64)
+    assert cli.main(["demo-report", "--count", "1", "--model", "nobody"], paths) == 1
+    assert "nobody" in capsys.readouterr().err
+
+
 # ---- stopping
 
 @pytest.mark.parametrize("number, code, state", [(signal.SIGINT, 130, "cancelled"), (signal.SIGTERM, 143, "interrupted")])

@@ -9,6 +9,7 @@ import argparse
 import base64
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import signal
@@ -25,6 +26,7 @@ from modules.core.files import write_atomically
 from modules.core.paths import Paths
 from modules.core.progress import Progress
 from modules.engine import Library, history, train
+from modules.engine import demo_report as judge
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
 
@@ -78,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     learn = _command(commands, "train", learned, "train a model or a VAE as a recipe says, or go on with it")
     learn.add_argument("recipe", type=Path, metavar="RECIPE.toml")
     learn.add_argument("--quiet", action="store_true", help="no progress line")
+    judged = _command(commands, "demo-report", demo_report, "measure how well a model follows words about storybook scenes")
+    judged.add_argument("--model", default="", metavar="NAME", help="a checkpoint of the list (default: the embedded one)")
+    judged.add_argument("--count", type=int, default=256, metavar="N", help="prompts, drawn with and without unknown words (default: 256)")
+    judged.add_argument("--sheet", type=Path, metavar="FILE", help="a .png for the contact sheet (default: demo-report.png in the data)")
+    judged.add_argument("--quiet", action="store_true", help="no progress line")
     for command in (draw, again, up):
         command.add_argument("--server", metavar="URL", help="let the Easel at this address do the work")
         command.add_argument("--auth", metavar="USER:PASSWORD", help="credentials for that server")
@@ -162,6 +169,21 @@ def learned(flags: argparse.Namespace, paths: Paths) -> int:
             progress.interrupt()
             raise
     print(made.result())
+    return 0
+
+
+def demo_report(flags: argparse.Namespace, paths: Paths) -> int:
+    sheet, show = flags.sheet or paths.data / "demo-report.png", _shower(flags)
+
+    def tell(done: int, of: int) -> None:
+        show(done / of, f"picture {done} of {of}", None, -1)
+
+    lines, picture = judge(paths, flags.model, max(1, flags.count), tell)
+    print("\n".join(lines))
+    made = io.BytesIO()
+    picture.save(made, "PNG")
+    write_atomically(sheet, made.getvalue())
+    print(f"Contact sheet: {sheet}")
     return 0
 
 

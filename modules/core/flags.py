@@ -15,6 +15,7 @@ COMMANDS = (
     ("jobs", "list the newest jobs and their states"),
     ("resume", "take an unfinished job up at its first missing picture"),
     ("train", "train a model or a VAE as a recipe says, or go on with it: train my.toml"),
+    ("demo-report", "measure how well the embedded model, or another, follows words about storybook scenes"),
 )
 FOLDERS = (
     ("--data-dir", "everything Easel writes: outputs, settings, database, caches (default: data, beside launch.py)"),

@@ -1,0 +1,46 @@
+"""A checkpoint that draws for the report: the pipeline's own spine, without queue and files."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from modules.checkpoints.residency import Residency
+from modules.checkpoints.shelf import Shelf
+from modules.core import hardware
+from modules.core.progress import Progress
+from modules.core.settings import Settings
+from modules.imaging import convert
+from modules.pipeline import preview
+from modules.pipeline.generate import generate
+from modules.pipeline.request import Request, Resources
+from modules.prompts.encode import EncodeCache
+from modules.prompts.tokens import Tokenizer
+from modules.sampling import catalogue
+
+
+class Artist:
+    """One checkpoint of the shelf. request: what all pictures share; it names a checkpoint and a size."""
+
+    def __init__(self, shelf: Shelf, tokenizer: Tokenizer, request: Request) -> None:
+        sampler, scheduler = catalogue.resolve(request.sampler, request.scheduler)
+        self._request = replace(request, sampler=sampler, scheduler=scheduler, vae=request.vae or "Automatic", subseed=0)
+        device = hardware.device()
+        self._resources = Resources(
+            settings=Settings(), models=Residency(shelf, device, hardware.dtype(device)), adapters=None, upscalers=None, styles={},
+            tokenizer=tokenizer, encodings=EncodeCache(), extensions=(), progress=Progress(), done=frozenset(), deliver=lambda one: one)
+
+    def draw(self, prompt: str, seed: int) -> Image.Image:
+        """The picture of these words, RGB. Raises a WebUIError."""
+        result = generate(replace(self._request, prompt=prompt, seed=seed), self._resources)
+        return result.pictures[0].image
+
+    @torch.no_grad()
+    def there_and_back(self, image: Image.Image) -> Image.Image:
+        """What the VAE makes of a picture: encoded (the mean of what it could be) and decoded."""
+        with self._resources.models.borrow(self._request.checkpoint, self._request.vae) as model:
+            weight = next(model.vae.parameters())
+            mean, _ = model.vae.encode(convert.to_pixels(image).to(weight.device, weight.dtype))
+            latent = (mean.float() - model.latent.shift) * model.latent.scale
+            return convert.to_images(preview.decode(model, latent))[0]
