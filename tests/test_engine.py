@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -155,7 +156,9 @@ def test_a_request_from_fields_takes_texts_for_numbers_and_the_rest_from_the_set
 # ---- one end, and only its own
 
 def test_a_cancelled_waiting_job_never_runs_and_the_others_keep_their_order(engine):
-    first = engine.submit(Request(prompt="1", steps=100, width=64, height=64))
+    first = engine.submit(Request(prompt="1", steps=150, width=64, height=64))
+    while engine.running() is not first:
+        time.sleep(0.001)
     second, third = engine.submit(SMALL), engine.submit(SMALL)
     assert (second.position, third.position) == (0, 1)
     second.cancel()

@@ -223,7 +223,8 @@ def test_memory_stays_flat_over_twenty_switches(residency):
                 size = sum(tensor.numel() * tensor.itemsize for network in load.networks(model) for tensor in network.parameters())
                 del model
         seen.append(process.memory_info().rss)
-    assert max(seen[2:]) <= seen[1] + 0.5 * size, [rss >> 20 for rss in seen]
+    # The least of the last ones: freed pages may go back to the system a switch later, but what is leaked never does.
+    assert min(seen[-4:]) <= seen[1] + 0.5 * size, [rss >> 20 for rss in seen]
 
 
 def test_many_threads_each_get_the_model_they_asked_for(residency):
