@@ -14,7 +14,7 @@ from modules.checkpoints import read
 from modules.checkpoints.layout import Contents
 from modules.core import hardware
 from modules.core.errors import CheckpointError, OutOfMemoryError, UnsafeFileError
-from modules.families import parts
+from modules.families import autoencoders
 from modules.families.base import Model
 from modules.families.catalogue import family_of
 from modules.families.keys import UNET, VAE
@@ -72,7 +72,7 @@ def _hollow_vae(path: str | os.PathLike[str], model: Mapping[str, Tensor]) -> di
     """A VAE's tensors without values, names without prefix. Raises CheckpointError where its latents are not those of the model's U-Net."""
     contents = read.contents(path)
     found = _root_names(_hollow(contents, _wanted()))
-    latent = parts.autoencoder_from(found, contents.metadata).config.latent
+    latent = autoencoders.autoencoder_from(found, contents.metadata).config.latent
     last = model.get(f"{UNET}out.2.weight")
     if last is not None and last.shape[0] != latent:
         raise CheckpointError(f"Its latents have {latent} channels, and the model's {last.shape[0]}; choose a VAE made for this model.")
@@ -89,11 +89,11 @@ def load_vae(path: str | os.PathLike[str], model: Model) -> nn.Module:
         contents = read.contents(path)
         _check_types(contents)
         hints = dict(model.hints) | dict(contents.metadata)
-        hollow = parts.autoencoder_from(_root_names(_hollow(contents, _wanted())), hints)
+        hollow = autoencoders.autoencoder_from(_root_names(_hollow(contents, _wanted())), hints)
         if (hollow.config.latent, hollow.config.downscale) != (model.latent.channels, model.latent.downscale):
             raise CheckpointError(f"Its latents have {hollow.config.latent} channels of {hollow.config.downscale} pixels, and the model's "
                                   f"{model.latent.channels} of {model.latent.downscale}; choose a VAE made for {model.family.name}.")
-        vae = parts.autoencoder_from(_vae_weights(path, model.dtype, model.layers), hints)
+        vae = autoencoders.autoencoder_from(_vae_weights(path, model.dtype, model.layers), hints)
         _lay([vae], model.layers)
         return _moved(vae, model.device)
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from modules.core.errors import CheckpointError
 from modules.families.base import Weights
-from modules.families.keys import reshaped, text_part, unet_part, vae_part
-from modules.families.shapes import autoencoder_config, clip_config, shapes_of, unet_config
-from modules.networks.autoencoder import AutoencoderKL
+from modules.families.keys import reshaped, text_part, unet_part
+from modules.families.shapes import clip_config, shapes_of, unet_config
 from modules.networks.clip import ClipText
 from modules.networks.unet import UNet
 
@@ -23,13 +22,6 @@ def unet_from(weights: Weights, hints: Mapping[str, str]) -> UNet:
     found = unet_part(weights)
     config = unet_config(shapes_of(found), hints)
     return fitted(lambda: UNet(config), found)
-
-
-def autoencoder_from(weights: Weights, hints: Mapping[str, str]) -> AutoencoderKL:
-    """The VAE of a checkpoint or of a file that holds a VAE alone. Raises CheckpointError naming the first missing tensor."""
-    found = vae_part(weights)
-    config = autoencoder_config(shapes_of(found), hints)
-    return fitted(lambda: AutoencoderKL(config), found)
 
 
 def tower_from(weights: Weights, hints: Mapping[str, str]) -> ClipText:

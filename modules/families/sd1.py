@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from modules.core.errors import CheckpointError
+from modules.families.autoencoders import autoencoder_from
 from modules.families.base import Family, Header, LatentFormat, Model, Weights
 from modules.families.keys import TEXT, UNET, VAE, plain_names
-from modules.families.parts import autoencoder_from, tower_from, unet_from
+from modules.families.parts import tower_from, unet_from
 from modules.families.shapes import shapes_of, size
 from modules.sampling.prediction import Prediction, scaled_linear_alphas
 

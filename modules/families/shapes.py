@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from modules.core.errors import CheckpointError
 from modules.families.base import Header, Weights
-from modules.networks.autoencoder import AutoencoderConfig
 from modules.networks.clip import ClipConfig
 from modules.networks.unet import Level, UNetConfig
 
@@ -69,7 +68,7 @@ def unet_config(shapes: Header, hints: Mapping[str, str]) -> UNetConfig:
         raise CheckpointError("The U-Net in this file has a resolution without a residual block; it is damaged or of an unknown kind.")
     linear = len(shapes.get("middle_block.1.proj_in.weight", (0, 0, 1, 1))) == 2
     groups = number(hints, "easel.norm_groups", 32)
-    _check_groups(channels, groups)
+    check_groups(channels, groups)
     return UNetConfig(
         in_channels=size(shapes, "input_blocks.0.0.weight", 1),
         out_channels=size(shapes, "out.2.weight"),
@@ -99,29 +98,12 @@ def _with_ups(shapes: Header, channels: list[int], downs: list[tuple[int, ...]])
     return tuple(levels)
 
 
-def _check_groups(channels: list[int], groups: int) -> None:
+def check_groups(channels: list[int], groups: int) -> None:
+    """Raises CheckpointError if a layer cannot be normalised in so many groups."""
     for width in channels:
         if width % groups:
             raise CheckpointError(f"A layer of this file has {width} channels, which cannot be normalised in {groups} groups; "
                                   "its metadata must say easel.norm_groups.")
-
-
-def autoencoder_config(shapes: Header, hints: Mapping[str, str]) -> AutoencoderConfig:
-    """Sizes of the KL autoencoder with these tensors (names without prefix). Raises CheckpointError naming the tensor that is missing."""
-    if "quantize.embedding.weight" in shapes or size(shapes, "encoder.conv_out.weight") != 2 * size(shapes, "decoder.conv_in.weight", 1):
-        raise CheckpointError("The VAE in this file is not of the KL kind, the only one that can be used yet; choose another VAE.")
-    levels = [size(shapes, f"encoder.down.{level}.block.0.conv1.weight") for level in range(count(shapes, "encoder.down."))]
-    groups = number(hints, "easel.norm_groups", 32)
-    channels = size(shapes, "encoder.conv_in.weight")
-    _check_groups([channels, *levels], groups)
-    return AutoencoderConfig(
-        channels=channels,
-        levels=tuple(levels),
-        res_blocks=count(shapes, "encoder.down.0.block."),
-        z=size(shapes, "decoder.conv_in.weight", 1),
-        latent=size(shapes, "post_quant_conv.weight", 1),
-        groups=groups,
-    )
 
 
 def clip_config(shapes: Header, *, quick_gelu: bool = True, pad_id: int = 49407) -> ClipConfig:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modules.checkpoints import load, read
 from modules.core.errors import CheckpointError, NanError
-from modules.families import parts
+from modules.families import autoencoders
 from modules.families.keys import TEXT, UNET, VAE, plain_names
 from modules.networks.autoencoder import AutoencoderKL
 from modules.networks.clip import ClipText
@@ -95,7 +95,7 @@ def vae_of(path: Path) -> AutoencoderKL:
     """The VAE of a VAE's file or of a checkpoint, float32 on the CPU. Raises CheckpointError naming the file."""
     try:
         found = plain_names(read.weights(path, lambda name: not name.startswith(load.NOT_WEIGHTS), _widened))
-        return parts.autoencoder_from(found, read.metadata(path))
+        return autoencoders.kl_from(found, read.metadata(path))
     except CheckpointError as error:
         raise error if path.name in str(error) else CheckpointError(f"{path.name} cannot be used as a VAE: {error}") from error
 

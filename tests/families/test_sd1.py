@@ -7,7 +7,7 @@ import torch
 from modules.core.errors import CheckpointError
 from modules.families import keys
 from modules.families.catalogue import family_of
-from modules.families.parts import autoencoder_from
+from modules.families.autoencoders import autoencoder_from
 from modules.families.sd1 import SD1, build
 from modules.families.shapes import shapes_of
 from modules.sampling.prediction import scaled_linear_alphas

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from modules.families import shapes
+from modules.families import autoencoders, shapes
 from modules.networks.autoencoder import AutoencoderKL
 from modules.networks.clip import ClipText
 from modules.networks.unet import UNet
@@ -35,7 +35,7 @@ def test_the_unet_has_the_published_number_of_parameters(sizes, count):
 
 
 def test_the_vae_has_the_published_number_of_parameters():
-    network = ours(AutoencoderKL, shapes.autoencoder_config(tiny.vae_shapes(width=128, mult=(1, 2, 4, 4)), {}))
+    network = ours(AutoencoderKL, autoencoders.autoencoder_config(tiny.vae_shapes(width=128, mult=(1, 2, 4, 4)), {}))
     assert parameters(network) == 83_653_863
     assert network.config.downscale == 8
 
@@ -58,7 +58,7 @@ def test_the_names_of_the_unet_are_those_that_diffusers_converts_and_loads_stric
 
 
 def test_the_names_of_the_vae_are_those_that_diffusers_converts_and_loads_strictly():
-    names = ours(AutoencoderKL, shapes.autoencoder_config(tiny.vae_shapes(width=128, mult=(1, 2, 4, 4)), {})).state_dict()
+    names = ours(AutoencoderKL, autoencoders.autoencoder_config(tiny.vae_shapes(width=128, mult=(1, 2, 4, 4)), {})).state_dict()
     published.vae({f"first_stage_model.{name}": tensor for name, tensor in names.items()}, published.vae_settings())
 
 
