@@ -1,4 +1,4 @@
-"""Any model file to a safetensors file: pickles made safe, another precision, training's leftovers pruned; a few tensors in memory at a time."""
+"""Any model file to a safetensors file: pickles made safe, another precision, training's leftovers pruned; memory for a few tensors."""
 from __future__ import annotations
 
 import os
@@ -164,7 +164,8 @@ def cast(tensor: Tensor, dtype: torch.dtype, name: str, file: str) -> Tensor:
     if tensor.dtype == dtype:
         return tensor
     made = tensor.to(dtype)
-    if dtype.is_floating_point and dtype.itemsize < tensor.dtype.itemsize and not bool(made.isfinite().all()):
+    narrower = dtype.is_floating_point and dtype.itemsize < tensor.dtype.itemsize
+    if narrower and not bool((made.float() if dtype.itemsize == 1 else made).isfinite().all()):
         raise CheckpointError(f"{name[:100]} in {file} holds values that {str(dtype).removeprefix('torch.')} cannot; "
                               "choose bfloat16 or float32.")
     return made
