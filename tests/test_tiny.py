@@ -20,7 +20,7 @@ def spreads():
                 module.register_forward_hook(lambda module, inputs, output, name=name: found.__setitem__(name, float(output.std())))
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        context = model.text[0].encode(torch.randint(0, 49406, (1, 77), generator=generator))
+        context = model.text[0].encode(torch.randint(0, 49406, (1, 77), generator=generator))[0]
         noise = model.unet(torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([500.0]), context)
         picture = model.vae.decode(torch.randn(1, 4, 16, 16, generator=generator) / model.latent.scale)
         latent, _ = model.vae.encode(picture.clamp(-1, 1))

@@ -1,6 +1,7 @@
 """Sizes of networks, read from the shapes of their tensors. What shapes cannot tell (heads, groups) comes in as an argument."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 from modules.core.errors import CheckpointError
@@ -30,15 +31,22 @@ def count(shapes: Header, prefix: str) -> int:
     return len({name[len(prefix):].split(".", 1)[0] for name in shapes if name.startswith(prefix)})
 
 
-def head_rule(hints: Mapping[str, str], *, linear: bool) -> dict[str, int]:
-    """`heads` and `head_dim` of a U-Net with cross-attention.
+def head_rule(shapes: Header, hints: Mapping[str, str]) -> dict[str, int]:
+    """`heads` or `head_dim` of a U-Net: the one thing that no shape tells. The hints "easel.heads" and "easel.head_dim" come first.
 
-    The hint "easel.heads" names the number of heads; without it 8 heads where proj_in is a convolution (LDM, SD1), 64 channels a head
-    where it is linear (SD2, SDXL).
+    Else as the published models have it: 8 heads where proj_in is a convolution (LDM, SD1) or a noise level is told beside it (x4 upscaler),
+    64 channels a head where it is linear (SD2, SDXL); without a text 32 channels a head, but 8 heads for inpainting (twice the latent
+    and a mask) and where the time scales and shifts.
     """
     if "easel.heads" in hints:
         return {"heads": number(hints, "easel.heads", 8)}
-    return {"head_dim": 64} if linear else {"heads": 8}
+    if "easel.head_dim" in hints:
+        return {"head_dim": number(hints, "easel.head_dim", 64)}
+    if "middle_block.1.qkv.weight" in shapes:
+        latent = size(shapes, "out.2.weight")
+        masked = size(shapes, "input_blocks.0.0.weight", 1) == 2 * latent + 1
+        return {"heads": 8} if masked or _scale_shift(shapes) else {"head_dim": 32}
+    return {"head_dim": 64} if _linear(shapes) and "label_emb.weight" not in shapes else {"heads": 8}
 
 
 def number(hints: Mapping[str, str], name: str, otherwise: int) -> int:
@@ -49,53 +57,101 @@ def number(hints: Mapping[str, str], name: str, otherwise: int) -> int:
     return int(text)
 
 
-def unet_config(shapes: Header, hints: Mapping[str, str]) -> UNetConfig:
-    """Sizes of the U-Net with these tensors (names without prefix). Raises CheckpointError naming the tensor that is missing."""
-    levels: list[tuple[int, ...]] = []
-    down: list[int] = []                                    # depths at the level that is being read
-    channels: list[int] = []
-    for index in range(1, count(shapes, "input_blocks.")):
-        if f"input_blocks.{index}.0.op.weight" in shapes:
-            levels.append(tuple(down))
-            down = []
-            continue
-        width = size(shapes, f"input_blocks.{index}.0.out_layers.3.weight")
-        if not down:
-            channels.append(width)
-        down.append(_depth(shapes, f"input_blocks.{index}.1."))
-    levels.append(tuple(down))
-    if not all(levels):
-        raise CheckpointError("The U-Net in this file has a resolution without a residual block; it is damaged or of an unknown kind.")
-    linear = len(shapes.get("middle_block.1.proj_in.weight", (0, 0, 1, 1))) == 2
+def unet_config(shapes: Header, hints: Mapping[str, str], heads: Mapping[str, int] | None = None) -> UNetConfig:
+    """Sizes of the U-Net with these tensors (names without prefix). Raises CheckpointError naming the tensor that is missing.
+
+    heads: `heads` or `head_dim` as the family knows it, where the rule of shapes would be wrong; hints still come first.
+    """
     groups = number(hints, "easel.norm_groups", 32)
-    check_groups(channels, groups)
+    levels = _levels(shapes)
+    check_groups([level.channels for level in levels], groups)
+    told = "easel.heads" in hints or "easel.head_dim" in hints
+    rule = heads if heads and not told else head_rule(shapes, hints)
     return UNetConfig(
         in_channels=size(shapes, "input_blocks.0.0.weight", 1),
         out_channels=size(shapes, "out.2.weight"),
         channels=size(shapes, "input_blocks.0.0.weight"),
-        levels=_with_ups(shapes, channels, levels),
-        middle_depth=_depth(shapes, "middle_block.1."),
-        context=size(shapes, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
-        linear=linear,
+        levels=levels,
+        middle_depth=_middle_depth(shapes),
+        context=_context(shapes),
+        linear=_linear(shapes),
         label=size(shapes, "label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in shapes else 0,
+        classes=size(shapes, "label_emb.weight") if "label_emb.weight" in shapes else 0,
         groups=groups,
-        **head_rule(hints, linear=linear),
+        scale_shift=_scale_shift(shapes),
+        updown=len(levels) > 1 and not any(name.endswith(".0.op.weight") for name in shapes),
+        **rule,
     )
 
 
-def _depth(shapes: Header, prefix: str) -> int:
-    return count(shapes, prefix + "transformer_blocks.")
-
-
-def _with_ups(shapes: Header, channels: list[int], downs: list[tuple[int, ...]]) -> tuple[Level, ...]:
-    """The levels, finest first, with the depths of their output blocks, which are counted from the coarsest."""
+def _levels(shapes: Header) -> tuple[Level, ...]:
+    """The resolutions, finest first."""
     levels: list[Level] = []
-    index = 0
-    for width, down in reversed(list(zip(channels, downs, strict=True))):
-        up = tuple(_depth(shapes, f"output_blocks.{index + i}.1.") for i in range(len(down) + 1))
-        index += len(up)
-        levels.insert(0, Level(channels=width, down=down, up=up))
+    first, after = 1, count(shapes, "output_blocks.")       # the input block that begins a level, the output block behind its last one
+    for blocks in _res_blocks(shapes):
+        if not blocks:
+            raise CheckpointError("The U-Net in this file has a resolution without a residual block; it is damaged or of an unknown kind.")
+        inputs, outputs = range(first, first + blocks), range(after - blocks - 1, after)
+        first, after = inputs[-1] + 2, outputs[0]
+        width = size(shapes, f"input_blocks.{inputs[0]}.0.out_layers.3.weight")
+        levels.append(Level(
+            channels=width, down=tuple(_depth(shapes, f"input_blocks.{index}.1.") for index in inputs),
+            up=tuple(_depth(shapes, f"output_blocks.{index}.1.") for index in outputs), text_only=_text_only(shapes, inputs, width)))
     return tuple(levels)
+
+
+def _res_blocks(shapes: Header) -> list[int]:
+    """Residual blocks of each resolution on the way down, the finest first.
+
+    A convolution `op` ends a resolution there. Where residual blocks change it, only the way up tells: its last one stands second or third
+    in its output block, and each resolution has one block more there.
+    """
+    inputs = range(1, count(shapes, "input_blocks."))
+    ends = [index for index in inputs if f"input_blocks.{index}.0.op.weight" in shapes]
+    if ends or not any(f"output_blocks.{index}.{k}.in_layers.0.weight" in shapes for index in inputs for k in (1, 2)):
+        borders = [0, *ends, inputs.stop]
+        return [after - before - 1 for before, after in itertools.pairwise(borders)]
+    outputs = range(count(shapes, "output_blocks."))
+    borders = [-1, *(index for index in outputs if any(f"output_blocks.{index}.{k}.in_layers.0.weight" in shapes for k in (1, 2))),
+               *([outputs[-1]] if outputs else [])]
+    return [after - before - 1 for before, after in itertools.pairwise(borders)][::-1]
+
+
+def _depth(shapes: Header, prefix: str) -> int:
+    """Transformer blocks, or 1 for an attention of cells to cells."""
+    return 1 if f"{prefix}qkv.weight" in shapes else count(shapes, prefix + "transformer_blocks.")
+
+
+def _middle_depth(shapes: Header) -> int:
+    """As UNetConfig has it; distilled models have less in the middle."""
+    if "middle_block.0.in_layers.0.weight" not in shapes:
+        return -2
+    depth = _depth(shapes, "middle_block.1.")
+    return depth if depth or "middle_block.1.in_layers.0.weight" in shapes else -1
+
+
+def _text_only(shapes: Header, blocks: range, width: int) -> bool:
+    """Whether the first attention of these blocks reads the text as the second does; not to be told where both are equally wide."""
+    for index in blocks:
+        own, text = (shapes.get(f"input_blocks.{index}.1.transformer_blocks.0.{attention}.to_k.weight", (0, 0))[-1]
+                     for attention in ("attn1", "attn2"))
+        if own:
+            return own == text != width
+    return False
+
+
+def _context(shapes: Header) -> int:
+    """The width of a text token, 0 for a model without a text."""
+    return next((shape[1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight") and len(shape) == 2), 0)
+
+
+def _linear(shapes: Header) -> bool:
+    return next((len(shape) == 2 for name, shape in shapes.items() if name.endswith(".proj_in.weight")), False)
+
+
+def _scale_shift(shapes: Header) -> bool:
+    told, after = (shapes.get(f"input_blocks.1.0.{layer}.weight", (0,)) for layer in ("emb_layers.1", "out_layers.3"))
+    return told[0] == 2 * after[0] > 0
 
 
 def check_groups(channels: list[int], groups: int) -> None:

@@ -1,4 +1,8 @@
-"""The text tower of CLIP. Radford et al. 2021, arXiv:2103.00020: a causal transformer with layer norms before each part."""
+"""The text tower of CLIP. Radford et al. 2021, arXiv:2103.00020: a causal transformer with layer norms before each part.
+
+Stable Diffusion 1 reads its last layer, 2 and XL the one before (Podell et al. 2023, arXiv:2307.01952, 2.1), XL without the final norm,
+and XL's larger tower also gives one vector for the whole text: ClipConfig says which.
+"""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,6 +27,9 @@ class ClipConfig:
     heads: int
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     pad_id: int = 49407                                     # what fills a chunk behind its end token
+    layer: int = 0                                          # whose answer is read, counted from the last (1); 0 = the user's clip skip says it
+    final_norm: bool = True                                 # whether what is read passes the final norm
+    projection: int = 0                                     # numbers of the vector for the whole text, 0 = none is given
 
 
 class SelfAttention(nn.Module):
@@ -90,12 +97,16 @@ class TextModel(nn.Module):
 
 
 class ClipText(nn.Module):
-    """Token ids -> one vector a token."""
+    """Token ids -> one vector a token, and one for the whole text where config.projection."""
+
+    vocabulary = "clip"
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
         self.text_model = TextModel(config)
+        if config.projection:
+            self.text_projection = nn.Linear(config.width, config.projection, bias=False)
 
     @property
     def width(self) -> int:
@@ -109,18 +120,27 @@ class ClipText(nn.Module):
         """ids (B, T) int64 -> (B, T, width), without their positions."""
         return self.text_model.embeddings.token_embedding(ids)
 
-    def encode(self, ids: Tensor, skip: int = 1) -> Tensor:
-        """ids (B, T) int64, T up to 77 -> (B, T, width). skip: see encode_embeddings."""
+    def encode(self, ids: Tensor, skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """ids (B, T) int64, T up to 77 -> (B, T, width), and pooled (B, projection) or None. skip: see encode_embeddings."""
         return self.encode_embeddings(self.token_embedding(ids), ids, skip)
 
-    def encode_embeddings(self, vectors: Tensor, ids: Tensor, skip: int = 1) -> Tensor:
-        """vectors (B, T, width) in place of token embeddings -> (B, T, width) behind the final layer norm.
+    def encode_embeddings(self, vectors: Tensor, ids: Tensor, skip: int = 1) -> tuple[Tensor, Tensor | None]:
+        """vectors (B, T, width) in place of token embeddings -> (B, T, width), and pooled (B, projection) or None.
 
-        skip 1 passes all layers, skip n leaves the last n - 1 out (at most all of them).
-        ids (B, T) are what the vectors stand for; this tower looks for no token in them.
+        skip 1 reads the last layer, skip n the n-th from the end (the embeddings themselves at most); a tower whose config names a layer
+        reads that one whatever skip says. ids (B, T) are what the vectors stand for: the whole text's vector is the last layer's answer at
+        the end token, which has the highest id.
         """
-        model = self.text_model
+        model, layers = self.text_model, self.text_model.encoder.layers
         x = vectors + model.embeddings.position_embedding.weight[: vectors.shape[1]]
-        for layer in model.encoder.layers[: max(0, self.config.layers + 1 - skip)]:
+        read = max(0, self.config.layers + 1 - (self.config.layer or skip))
+        for layer in layers[:read]:
             x = layer(x)
-        return model.final_layer_norm(x)
+        seen = model.final_layer_norm(x) if self.config.final_norm else x
+        if not self.config.projection:
+            return seen, None
+        for layer in layers[read:]:
+            x = layer(x)
+        ends = ids.argmax(dim=-1)
+        last = x[torch.arange(len(x), device=x.device), ends]
+        return seen, self.text_projection(model.final_layer_norm(last))

@@ -1,6 +1,8 @@
 """The latent-diffusion U-Net. Rombach et al. 2022, arXiv:2112.10752; its blocks are those of Dhariwal and Nichol 2021, arXiv:2105.05233.
 
 input_blocks go down, middle_block stands at the bottom, output_blocks go up again; each output block takes back what one input block left.
+Published models differ in what stands behind a residual block (nothing, cells looking at each other, or a transformer that reads a text),
+in how the resolution changes, and in what joins the time: nothing, a vector, or the number of a class. UNetConfig says all of it.
 """
 from __future__ import annotations
 
@@ -12,17 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modules.networks.attention import Attention
+from modules.networks.attention import Attention, attend
 from modules.networks.layers import GroupNorm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One resolution. down and up: the transformer depth behind each residual block, 0 = no attention; up has one block more."""
+    """One resolution. down and up: the transformer depth behind each residual block, 0 = no attention; up has one block more.
+
+    text_only: attention of cells to cells is replaced by a second one to the text (the x4 upscaler).
+    """
 
     channels: int
     down: tuple[int, ...]
     up: tuple[int, ...]
+    text_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +39,16 @@ class UNetConfig:
     out_channels: int
     channels: int                                           # after the first convolution
     levels: tuple[Level, ...]                               # the finest first
-    middle_depth: int
-    context: int                                            # width of a text token
+    middle_depth: int                                       # 0 = two residual blocks without attention, -1 = only one, -2 = nothing at all
+    context: int                                            # width of a text token; 0 = no text, cells look at cells only
     linear: bool = False                                    # proj_in and proj_out are linear layers, not 1x1 convolutions
     label: int = 0                                          # inputs of the label MLP (pooled text and sizes), 0 = none
+    classes: int = 0                                        # rows of the label table, 0 = none
     heads: int = 8
     head_dim: int = 0
     groups: int = 32                                        # of every GroupNorm
+    scale_shift: bool = False                               # the time scales and shifts the second norm instead of being added
+    updown: bool = False                                    # residual blocks change the resolution, not single convolutions
 
     def heads_at(self, channels: int) -> int:
         """Number of heads of an attention this wide; 1 where the rule does not divide the channels."""
@@ -59,19 +68,49 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions beside a shortcut, with the time added between them."""
+    """Two convolutions beside a shortcut, with the time told between them."""
 
-    def __init__(self, before: int, after: int, time: int, groups: int) -> None:
+    def __init__(self, before: int, after: int, time: int, groups: int, scale_shift: bool = False) -> None:
         super().__init__()
+        self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(GroupNorm(groups, before), nn.SiLU(), nn.Conv2d(before, after, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(time, after))     # its SiLU is taken once for all blocks
+        # The SiLU before this layer is taken once for all blocks.
+        self.emb_layers = nn.Sequential(nn.Identity(), nn.Linear(time, 2 * after if scale_shift else after))
         self.out_layers = nn.Sequential(GroupNorm(groups, after), nn.SiLU(), nn.Identity(), nn.Conv2d(after, after, 3, padding=1))
         self.skip_connection = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, before, h, w), time (B, T) behind its SiLU -> (B, after, h, w)."""
-        h = self.in_layers(x) + self.emb_layers(time)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        return self.skip_connection(x) + self._timed(self.in_layers(x), time)
+
+    def _timed(self, h: Tensor, time: Tensor) -> Tensor:
+        told = self.emb_layers(time)[:, :, None, None]
+        if not self.scale_shift:
+            return self.out_layers(h + told)
+        scale, shift = told.chunk(2, dim=1)
+        norm, *rest = self.out_layers
+        h = norm(h) * (1 + scale) + shift
+        for layer in rest:
+            h = layer(h)
+        return h
+
+
+class DownBlock(ResBlock):
+    """A residual block behind which the resolution is half: a mean of two by two cells on both ways; an odd edge is rounded up."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        norm, silu, conv = self.in_layers
+        h, x = (F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in (silu(norm(x)), x))
+        return self.skip_connection(x) + self._timed(conv(h), time)
+
+
+class UpBlock(ResBlock):
+    """A residual block behind which the resolution is that of `size`: the nearest cell on both ways."""
+
+    def forward(self, x: Tensor, time: Tensor, size: torch.Size | None = None) -> Tensor:     # type: ignore[override]
+        norm, silu, conv = self.in_layers
+        h, x = (F.interpolate(part, size=size, mode="nearest") for part in (silu(norm(x)), x))
+        return self.skip_connection(x) + self._timed(conv(h), time)
 
 
 class GEGLU(nn.Module):
@@ -98,11 +137,12 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Tokens look at each other, then at the text, then each thinks for itself."""
+    """Tokens look at each other (or, text_only, at the text), then at the text, then each thinks for itself."""
 
-    def __init__(self, width: int, context: int, heads: int) -> None:
+    def __init__(self, width: int, context: int, heads: int, text_only: bool = False) -> None:
         super().__init__()
-        self.attn1 = Attention(width, width, heads)
+        self.text_only = text_only
+        self.attn1 = Attention(width, context if text_only else width, heads)
         self.ff = FeedForward(width)
         self.attn2 = Attention(width, context, heads)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
@@ -110,7 +150,7 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, h * w, width), context (B, T, D) -> (B, h * w, width)."""
         h = self.norm1(x)
-        x = x + self.attn1(h, h)
+        x = x + self.attn1(h, context if self.text_only else h)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -118,14 +158,14 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Cells of the latent as tokens, through transformer blocks, beside a shortcut."""
 
-    def __init__(self, channels: int, depth: int, config: UNetConfig) -> None:
+    def __init__(self, channels: int, depth: int, config: UNetConfig, text_only: bool = False) -> None:
         super().__init__()
         project = nn.Linear if config.linear else _conv1
         self.linear = config.linear
         self.norm = GroupNorm(config.groups, channels, eps=1e-6)
         self.proj_in = project(channels, channels)
         heads = config.heads_at(channels)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, config.context, heads) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, config.context, heads, text_only) for _ in range(depth))
         self.proj_out = project(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -136,6 +176,26 @@ class SpatialTransformer(nn.Module):
             tokens = block(tokens, context)
         size = x.shape[-2:]
         return x + (_cells(self.proj_out(tokens), size) if self.linear else self.proj_out(_cells(tokens, size)))
+
+
+class AttentionBlock(nn.Module):
+    """Every cell looks at every other, beside a shortcut: the attention of models without a text.
+
+    The layer qkv gives each head's q, k and v one behind the other.
+    """
+
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.heads = config.heads_at(channels)
+        self.norm = GroupNorm(config.groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, h, w) -> (B, C, h, w)."""
+        parts = self.qkv(self.norm(x).flatten(2)).unflatten(1, (self.heads, 3, -1)).transpose(-1, -2)
+        seen = attend(parts[:, :, 0], parts[:, :, 1], parts[:, :, 2])       # (B, heads, h * w, D)
+        return x + self.proj_out(seen.transpose(-1, -2).flatten(1, 2)).unflatten(2, x.shape[-2:])
 
 
 def _conv1(before: int, after: int) -> nn.Conv2d:
@@ -177,9 +237,11 @@ class Upsample(nn.Module):
 class Stage(nn.ModuleList):
     """The layers of one block in a row, each given what it asks for."""
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor, size: torch.Size | None = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor | None, size: torch.Size | None = None) -> Tensor:
         for layer in self:
-            if isinstance(layer, ResBlock):
+            if isinstance(layer, UpBlock):
+                x = layer(x, time, size)
+            elif isinstance(layer, ResBlock):
                 x = layer(x, time)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
@@ -191,7 +253,7 @@ class Stage(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Noisy latent, training index and text -> what the network was trained to predict (noise or velocity)."""
+    """Noisy latent, training index and what it is told -> what the network was trained to predict (noise, velocity or the picture)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -200,41 +262,56 @@ class UNet(nn.Module):
         self.time_embed = nn.Sequential(nn.Linear(config.channels, time), nn.SiLU(), nn.Linear(time, time))
         if config.label:
             self.label_emb = nn.Sequential(nn.Sequential(nn.Linear(config.label, time), nn.SiLU(), nn.Linear(time, time)))
+        elif config.classes:
+            self.label_emb = nn.Embedding.from_pretrained(torch.empty(config.classes, time), freeze=False)
         skips = [config.channels]
         self.input_blocks = nn.ModuleList(_input_stages(config, time, skips))
-        bottom = config.levels[-1].channels
-        self.middle_block = Stage([
-            ResBlock(bottom, bottom, time, config.groups),
-            SpatialTransformer(bottom, config.middle_depth, config),
-            ResBlock(bottom, bottom, time, config.groups),
-        ])
+        if config.middle_depth > -2:
+            self.middle_block = Stage(_middle_layers(config, time))
         self.output_blocks = nn.ModuleList(_output_stages(config, time, skips))
         finest = config.levels[0].channels
         self.out = nn.Sequential(GroupNorm(config.groups, finest), nn.SiLU(), nn.Conv2d(finest, config.out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
-        """x (B, in_channels, h, w) of any h and w, timesteps (B,) 0..999 whole or not, context (B, T, D), vector (B, label).
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, vector: Tensor | None = None,
+                label: Tensor | None = None) -> Tensor:
+        """x (B, in_channels, h, w) of any h and w, timesteps (B,) 0..999 whole or not, context (B, T, D) where config.context,
+        vector (B, config.label) where that is not 0, label (B,) int64 below config.classes where that is not 0.
 
         Returns (B, out_channels, h, w).
         """
         time = self.time_embed(timestep_embedding(timesteps, self.config.channels).to(x.dtype))
         if self.config.label:
             time = time + self.label_emb(vector)
+        elif self.config.classes:
+            time = time + self.label_emb(label)
         time = F.silu(time)
         skips = []
         for stage in self.input_blocks:
             x = stage(x, time, context)
             skips.append(x)
-        x = self.middle_block(x, time, context)
+        if self.config.middle_depth > -2:
+            x = self.middle_block(x, time, context)
         for stage in self.output_blocks:
             x = torch.cat((x, skips.pop()), dim=1)
             x = stage(x, time, context, skips[-1].shape[-2:] if skips else None)
         return self.out(x)
 
 
-def _block(before: int, after: int, depth: int, time: int, config: UNetConfig) -> list[nn.Module]:
-    block: list[nn.Module] = [ResBlock(before, after, time, config.groups)]
-    return [*block, SpatialTransformer(after, depth, config)] if depth else block
+def _attention(channels: int, depth: int, config: UNetConfig, text_only: bool = False) -> nn.Module:
+    return SpatialTransformer(channels, depth, config, text_only) if config.context else AttentionBlock(channels, config)
+
+
+def _block(before: int, level: Level, depth: int, time: int, config: UNetConfig) -> list[nn.Module]:
+    block: list[nn.Module] = [ResBlock(before, level.channels, time, config.groups, config.scale_shift)]
+    return [*block, _attention(level.channels, depth, config, level.text_only)] if depth else block
+
+
+def _middle_layers(config: UNetConfig, time: int) -> list[nn.Module]:
+    bottom, depth = config.levels[-1].channels, config.middle_depth
+    first, last = (ResBlock(bottom, bottom, time, config.groups, config.scale_shift) for _ in range(2))
+    if depth < 0:
+        return [first]
+    return [first, _attention(bottom, depth, config), last] if depth else [first, last]
 
 
 def _input_stages(config: UNetConfig, time: int, skips: list[int]) -> Iterator[Stage]:
@@ -243,11 +320,11 @@ def _input_stages(config: UNetConfig, time: int, skips: list[int]) -> Iterator[S
     yield Stage([nn.Conv2d(config.in_channels, channels, 3, padding=1)])
     for levels_done, level in enumerate(config.levels, 1):
         for depth in level.down:
-            yield Stage(_block(channels, level.channels, depth, time, config))
+            yield Stage(_block(channels, level, depth, time, config))
             channels = level.channels
             skips.append(channels)
         if levels_done < len(config.levels):
-            yield Stage([Downsample(channels)])
+            yield Stage([DownBlock(channels, channels, time, config.groups, config.scale_shift) if config.updown else Downsample(channels)])
             skips.append(channels)
 
 
@@ -256,8 +333,8 @@ def _output_stages(config: UNetConfig, time: int, skips: list[int]) -> Iterator[
     channels = config.levels[-1].channels
     for above, level in reversed(list(enumerate(config.levels))):
         for index, depth in enumerate(level.up, 1):
-            layers = _block(channels + skips.pop(), level.channels, depth, time, config)
+            layers = _block(channels + skips.pop(), level, depth, time, config)
             channels = level.channels
             if above and index == len(level.up):
-                layers.append(Upsample(channels))
+                layers.append(UpBlock(channels, channels, time, config.groups, config.scale_shift) if config.updown else Upsample(channels))
             yield Stage(layers)

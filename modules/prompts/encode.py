@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from modules.prompts.timeline import PromptProgram, Schedule
-from modules.prompts.tokens import Chunk, Tokenizer, chunks
+from modules.prompts.chunk import Chunk
+from modules.prompts.tokens import Tokenizer, chunks
 from modules.sampling.conditioning import Conditioning
 
 AT_ONCE = 64                                                # chunks in one call of a tower; bounds its memory
@@ -20,6 +21,11 @@ AT_ONCE = 64                                                # chunks in one call
 
 class TextTower(Protocol):
     """A text encoder of any family."""
+
+    @property
+    def vocabulary(self) -> str:
+        """What its ids mean, one of those in vocabularies.py."""
+        ...
 
     @property
     def pad_id(self) -> int:
@@ -31,31 +37,44 @@ class TextTower(Protocol):
         """How many channels it gives."""
         ...
 
-    def encode(self, ids: Tensor, skip: int) -> Tensor:
-        """ids (B, 77) int64; skip = clip skip, 1 = the last layer. Returns (B, 77, width)."""
+    def encode(self, ids: Tensor, skip: int) -> tuple[Tensor, Tensor | None]:
+        """ids (B, T) int64, T = 77 for CLIP; skip = clip skip, 1 = the last layer. Returns (B, T, width), and (B, P) for the whole text
+        where the tower gives such a vector."""
         ...
 
 
 def encode(text: str, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1, emphasis: str = "Original",
            comma_padding_backtrack: int = 20, device: torch.device | str = "cpu") -> Conditioning:
-    """One text through every tower, side by side: cross (1, 77 * chunks, sum of widths) float32.
+    """One text through every tower, side by side: cross (1, T * chunks, sum of widths), and vector (1, sum of P) of the first chunk where
+    towers give one; float32. Nothing at all without a tower.
 
     Raises PromptError or RequestError as `tokens.chunks` does.
     """
-    found = chunks(text, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack)
+    if not towers:
+        return Conditioning()
+    crosses: list[Tensor] = []
+    vectors: list[Tensor] = []
     with torch.no_grad():
-        sides = [_through(tower, found, clip_skip, emphasis, device) for tower in towers]
-    return Conditioning(cross=torch.cat(sides, dim=2).reshape(1, len(found) * 77, -1))
+        for tower in towers:
+            found = chunks(text, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack,
+                           vocabulary=tower.vocabulary)
+            cross, vector = _through(tower, found, clip_skip, emphasis, device)
+            crosses.append(cross.reshape(1, -1, cross.shape[-1]))
+            vectors += [] if vector is None else [vector]
+    return Conditioning(cross=torch.cat(crosses, dim=2), vector=torch.cat(vectors, dim=1) if vectors else None)
 
 
-def _through(tower: TextTower, found: Sequence[Chunk], clip_skip: int, emphasis: str, device: torch.device | str) -> Tensor:
-    """(chunks, 77, width) float32, weighed."""
+def _through(tower: TextTower, found: Sequence[Chunk], clip_skip: int, emphasis: str,
+             device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """(chunks, T, width) weighed, and (1, P) of the first chunk or None; float32."""
     ids = torch.tensor([chunk.padded(tower.pad_id) for chunk in found], dtype=torch.int64, device=device)
-    z = torch.cat([tower.encode(some, clip_skip).float() for some in ids.split(AT_ONCE)])
+    answers = [tower.encode(some, clip_skip) for some in ids.split(AT_ONCE)]
+    z, first = torch.cat([seen.float() for seen, _ in answers]), answers[0][1]
+    vector = None if first is None else first[:1].float()
     if all(chunk.plain for chunk in found):
-        return z
+        return z, vector
     weights = torch.tensor([chunk.weights for chunk in found], dtype=torch.float32, device=z.device)
-    return emphasised(z, weights, emphasis)
+    return emphasised(z, weights, emphasis), vector
 
 
 def emphasised(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -15,9 +15,11 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 from modules.core.errors import NotFoundError, RequestError
 from modules.prompts import grammar, tags, timeline
+from modules.prompts.chunk import END, Chunk
+from modules.prompts.vocabularies import BERT, CLIP, WordPieces, marks
 
 EMPHASIS = ("Original", "No norm", "Ignore", "None")
-START, END = 49406, 49407
+START = 49406
 CHUNK = 75                                                  # tokens of text; start and end make 77
 MERGES = 48894                                              # of the published file only so many are used
 VOCABULARY_FILE = "bpe_simple_vocab_16e6.txt.gz"
@@ -79,31 +81,19 @@ class Tokenizer:
         """Token ids of any length, without start and end. The text must have passed `grammar.check`."""
         return self._bpe.encode(text, add_special_tokens=False).ids
 
+    @cached_property
+    def word_pieces(self) -> WordPieces:
+        """BERT's tokeniser, read when it is first asked for. Raises NotFoundError."""
+        return WordPieces()
+
     def words(self, ids: list[int]) -> list[str]:
         """The vocabulary's names of these ids, such as "cat</w>"."""
         return [self._bpe.id_to_token(number) or "" for number in ids]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """77 ids with 77 weights: start, up to 75 tokens of text, end. Padding is written as end tokens, its weight is 1."""
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-    used: int = 0                                           # tokens of text
-
-    def padded(self, pad_id: int) -> tuple[int, ...]:
-        """The ids as a tower wants them: pad_id behind the first end token."""
-        first_end = self.ids.index(END)
-        return self.ids[:first_end + 1] + (pad_id,) * (len(self.ids) - first_end - 1)
-
-    @property
-    def plain(self) -> bool:
-        return all(weight == 1 for weight in self.weights)
-
-
-def chunks(text: str, tokenizer: Tokenizer, *, emphasis: str = "Original", comma_padding_backtrack: int = 20) -> tuple[Chunk, ...]:
-    """The text in chunks of 75 tokens, at least one.
+def chunks(text: str, tokenizer: Tokenizer, *, emphasis: str = "Original", comma_padding_backtrack: int = 20,
+           vocabulary: str = CLIP) -> tuple[Chunk, ...]:
+    """The text in chunks of 75 tokens, at least one; for an encoder of another vocabulary than CLIP's in a single one.
 
     emphasis: one of EMPHASIS; under "None" brackets and BREAK are words like any other.
     comma_padding_backtrack: where a full chunk would cut a phrase, what follows a comma at most so many tokens back
@@ -112,6 +102,10 @@ def chunks(text: str, tokenizer: Tokenizer, *, emphasis: str = "Original", comma
     if emphasis not in EMPHASIS:
         raise RequestError(f"Emphasis “{emphasis}” does not exist; use one of: {', '.join(EMPHASIS)}.", "emphasis")
     grammar.check(text)
+    if vocabulary == BERT:
+        return (tokenizer.word_pieces.chunk(text, literally=emphasis == "None"),)
+    if vocabulary != CLIP:
+        return (marks(vocabulary, text),)
     writer = _Writer(tokenizer.comma, comma_padding_backtrack)
     for piece in (grammar.Piece(text, 1.0),) if emphasis == "None" else grammar.attention(text):
         if piece == grammar.BREAK:

@@ -200,7 +200,7 @@ class Diffusion:
     def encoded(self, captions: Sequence[str]) -> Tensor:
         """(B, 77, D); gradients flow where the tower is trained."""
         with torch.set_grad_enabled(self.trains_text and torch.is_grad_enabled()):
-            return self.networks.text.encode(self._captions(captions).to(self.device))
+            return self.networks.text.encode(self._captions(captions).to(self.device))[0]
 
     def finished(self) -> Networks:
         """The networks with the scale that was measured."""

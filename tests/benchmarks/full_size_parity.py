@@ -44,10 +44,10 @@ def rows(path: Path) -> Iterator[tuple[str, float]]:
     theirs = published.text(part(path, "cond_stage_model."), published.clip_settings())
     ids = torch.randint(0, 49406, (2, 77), generator=torch.Generator().manual_seed(0))
     context = theirs(ids).last_hidden_state
-    yield "text, 2 x 77 tokens", published.relative_error(model.text[0].encode(ids), context)
+    yield "text, 2 x 77 tokens", published.relative_error(model.text[0].encode(ids)[0], context)
     states = theirs(ids, output_hidden_states=True).hidden_states
     norm = getattr(theirs, "text_model", theirs).final_layer_norm
-    yield "text, clip skip 2", published.relative_error(model.text[0].encode(ids, 2), norm(states[-2]))
+    yield "text, clip skip 2", published.relative_error(model.text[0].encode(ids, 2)[0], norm(states[-2]))
     theirs = published.unet(part(path, "model.diffusion_model."), published.unet_settings())
     gc.collect()
     timesteps = torch.tensor([981.0, 20.5])

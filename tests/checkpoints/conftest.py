@@ -55,7 +55,7 @@ def picture(model) -> torch.Tensor:
     """What tells one model from another: its text tower, U-Net and VAE after each other, on fixed inputs."""
     generator = torch.Generator().manual_seed(7)
     with torch.inference_mode():
-        text = model.text[0].encode(torch.arange(77)[None], 1)
+        text = model.text[0].encode(torch.arange(77)[None], 1)[0]
         latent = model.unet(torch.randn(1, 4, 16, 16, generator=generator), torch.tensor([500.0]), text)
         return model.vae.decode(latent)
 
