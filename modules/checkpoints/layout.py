@@ -69,6 +69,12 @@ def cleaned(slots: Mapping[str, Slot], file: str) -> dict[str, Slot]:
     return found
 
 
+def shadow_of(name: str) -> str:
+    """Under which name a trainer keeps the average of this weight over its steps (EMA): all dots gone, so that it can only be found
+    forwards."""
+    return "model_ema." + name.removeprefix("model.").replace(".", "")
+
+
 def _bare(name: str) -> str:
     """Without what DataParallel and torch.compile put before a name."""
     while name.startswith(("module.", "_orig_mod.")):

@@ -1,4 +1,5 @@
-"""Any model file -> header, metadata, weights. safetensors is read here, by its published format; pickles by pickles.py.
+"""Any model file or folder -> header, metadata, weights. safetensors is read here, by its published format; pickles by pickles.py; what
+has diffusers' names is given under those of the single files.
 
 Reading is strict: a header that leaves a byte unexplained, twice explained or unnamed belongs to no sound file.
 """
@@ -10,7 +11,9 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -18,10 +21,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from modules.checkpoints import pickles
+from modules.checkpoints import folder, pickles
 from modules.checkpoints.layout import MOST_DIMENSIONS, SIZES, Contents, Slot, Storage, cleaned
 from modules.core import hardware, hashing
-from modules.core.errors import CheckpointError
+from modules.core.errors import CheckpointError, UnsafeFileError
+from modules.families.diffusers_names import to_plain
 
 LONGEST_HEADER = 32 << 20                                   # bytes; the largest published ones have less than 1 MiB
 OWN_PAGES = 1 << 20                                         # bytes from which on a tensor gets pages of its own
@@ -39,9 +43,10 @@ Path_ = str | os.PathLike[str]
 
 
 def contents(path: Path_) -> Contents:
-    """Names, shapes and metadata, without loading a value. Raises CheckpointError (UnsafeFileError for a pickle) naming file and cause."""
-    with _opened(Path(path)) as (file, stamp):
-        return _contents(file, Path(path).name, stamp)
+    """Names, shapes and metadata, without loading a value. path: a file, or a folder in diffusers' layout; either's names are those of
+    single files. Raises CheckpointError (UnsafeFileError for a pickle) naming file and cause."""
+    with _opened(Path(path)) as sources:
+        return _merged(Path(path), sources)
 
 
 def header(path: Path_) -> dict[str, tuple[int, ...]]:
@@ -50,7 +55,8 @@ def header(path: Path_) -> dict[str, tuple[int, ...]]:
 
 
 def metadata(path: Path_) -> dict[str, str]:
-    """The texts in the file's header; of a pickle only `global_step`, if it has one. Raises as `contents`."""
+    """The texts in the file's header; of a pickle only `global_step`, if it has one; of a folder what `folder.hints` finds in it.
+    Raises as `contents`."""
     return dict(contents(path).metadata)
 
 
@@ -62,24 +68,99 @@ def weights(path: Path_, keep: Callable[[str], bool] = lambda name: True,
     on side by side, and so held twice at a time.
     Raises CheckpointError also for a value that is no finite number, naming the tensor, and for a file that shrinks meanwhile.
     """
-    with _opened(Path(path)) as (file, stamp):
-        found = _contents(file, Path(path).name, stamp)
-        return _load(file, Path(path).name, {name: slot for name, slot in found.slots.items() if keep(name)}, change)
+    with _opened(Path(path)) as sources:
+        order = _merged(Path(path), sources).slots
+        found: dict[str, Tensor] = {}
+        for source in sources:
+            found |= _load(source.file, source.shown, {name: slot for name, slot in source.slots.items() if keep(name)}, change)
+        return {name: found[name] for name in order if name in found}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One open file of a model. shown: its name in sentences; slots: by the names of single files."""
+
+    file: BinaryIO
+    shown: str
+    slots: Mapping[str, Slot]
+    metadata: Mapping[str, str]
+    stamp: hashing.Stamp
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, tuple[int, int]]]:
-    """The open file and its stamp. Never waits: what is no ordinary file is refused before it is opened."""
+def _opened(path: Path) -> Iterator[tuple[Source, ...]]:
+    """All files of a model, open, with plain names. Never waits: what is no ordinary file is refused before it is opened."""
+    with ExitStack() as stack:
+        if folder.holds_model(path):
+            with _named(path):
+                files = folder.files(path)
+        else:
+            files = (folder.Part("", path),)
+        yield _plain(tuple(_source(path, part, stack) for part in files), path.name)
+
+
+def _source(model: Path, part: folder.Part, stack: ExitStack) -> Source:
+    """One file, its names behind the name of the part that it holds."""
+    shown = f"{model.name}/{part.part}/{part.path.name}" if part.part else model.name
+    file, stamp = stack.enter_context(_open(part.path, shown))
+    found = _contents(file, shown, stamp)
+    missing = next(iter((part.names or frozenset()) - found.slots.keys()), None)
+    if missing:
+        raise CheckpointError(f"{shown} lacks the tensor {ascii(missing)[1:-1][:100]}, which its index places there; download it again.")
+    return Source(file, shown, {f"{part.part}.{name}" if part.part else name: slot for name, slot in found.slots.items()},
+                  found.metadata, stamp)
+
+
+def _plain(sources: tuple[Source, ...], model: str) -> tuple[Source, ...]:
+    """The same under plain names; what has them already stays as it is. Raises CheckpointError for two tensors of one name."""
+    own = [(name, slot.shape) for source in sources for name, slot in source.slots.items()]
+    try:
+        names = to_plain(dict(own))
+    except CheckpointError as error:
+        raise CheckpointError(f"{model} cannot be used: {error}") from error
+    if not names:
+        return sources
+    given = sorted(names[name] for name, _ in own if name in names)
+    twice = next((name for name, other in pairwise(given) if name == other), None)
+    if twice:
+        raise CheckpointError(f"{model} holds the tensor {ascii(twice)[1:-1][:100]} twice; it is damaged.")
+    return tuple(Source(source.file, source.shown, {names[name]: slot for name, slot in source.slots.items() if name in names},
+                        source.metadata, source.stamp) for source in sources)
+
+
+def _merged(path: Path, sources: tuple[Source, ...]) -> Contents:
+    slots = {name: slot for source in sources for name, slot in source.slots.items()}
+    if not folder.holds_model(path):
+        return Contents(slots=slots, metadata=sources[0].metadata, stamp=sources[0].stamp)
+    with _named(path):
+        return Contents(slots=slots, metadata=folder.hints(path), stamp=folder.stamp(path))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What is wrong with a small file of a folder is said with the folder's name."""
+    try:
+        yield
+    except CheckpointError as error:
+        if path.name in str(error):
+            raise
+        kind = UnsafeFileError if isinstance(error, UnsafeFileError) else CheckpointError
+        raise kind(f"{path.name} cannot be used: {error}") from error
+
+
+@contextmanager
+def _open(path: Path, shown: str) -> Iterator[tuple[BinaryIO, hashing.Stamp]]:
+    """The open file and its stamp."""
     hashing.stamp(path)
     try:
         with open(path, "rb", buffering=0) as file:
             facts = os.fstat(file.fileno())
             yield file, (facts.st_size, facts.st_mtime_ns)
     except OSError as error:
-        raise CheckpointError(f"{path.name} cannot be read ({error.strerror or error}).") from error
+        raise CheckpointError(f"{shown} cannot be read ({error.strerror or error}).") from error
 
 
-def _contents(file: BinaryIO, name: str, stamp: tuple[int, int]) -> Contents:
+def _contents(file: BinaryIO, name: str, stamp: hashing.Stamp) -> Contents:
     size = stamp[0]
     first = file.read(256)
     kind = _kind(first, size)

@@ -128,14 +128,14 @@ def damaged(stored: dict[str, torch.Tensor], fault: str) -> dict[str, torch.Tens
         return {name: tensor for name, tensor in stored.items() if name != KEY}
     if fault == "unknown":
         return stored | {"model.diffusion_model.extra.weight": torch.ones(2)}
-    if fault == "scaled 8 bits":
-        return stored | {"model.diffusion_model.scaled_fp8": torch.ones(2)}
+    if fault == "packed otherwise":
+        return stored | {KEY.replace("weight", "comfy_quant"): torch.ones(2, dtype=torch.uint8)}
     return stored | {KEY: changes[fault].contiguous()}
 
 
 @pytest.mark.parametrize("fault, said", [
     ("missing", "proj_in.weight"), ("shape", "proj_in.weight"), ("integers", "proj_in.weight"), ("nan", "proj_in.weight"),
-    ("unknown", "extra.weight"), ("scaled 8 bits", "8-bit")])
+    ("unknown", "extra.weight"), ("packed otherwise", "16-bit")])
 def test_a_damaged_model_is_a_sentence_naming_file_and_tensor(originals, tmp_path, fault, said):
     save_file(damaged(weights_of(originals / "a.safetensors"), fault), tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=said) as error:
