@@ -27,7 +27,7 @@ def block_of(name: str, shares: Mapping[str, object]) -> str:
         return f"{'IN' if found[1] == 'input_blocks' else 'OUT'}{int(found[2]):02}"
     if name.startswith(f"{UNET}middle_block."):
         return MIDDLE
-    return next(reversed(shares)) if name.startswith(f"{UNET}out.") else "IN00"
+    return list(shares)[-1] if name.startswith(f"{UNET}out.") else "IN00"
 
 
 def block_weights(text: str, weight: float, inputs: int) -> dict[str, float]:
