@@ -57,11 +57,11 @@ def _part(folder: Path) -> tuple[Part, ...]:
     """The files of one part; none where it is not there."""
     for ending in ENDINGS:
         for form in FORMS:
-            if (folder / f"{form}{ending}").is_file():
+            if os.path.isfile(folder / f"{form}{ending}"):
                 return (Part(folder.name, folder / f"{form}{ending}"),)
             stem, _, variant = form.partition(".")
             for index in (f"{form}{ending}.index.json", f"{stem}{ending}.index.{variant}.json"):
-                if (folder / index).is_file():
+                if os.path.isfile(folder / index):
                     return _shards(folder / index)
     return ()
 
@@ -78,7 +78,7 @@ def _shards(index: Path) -> tuple[Part, ...]:
     for file in expected:
         if file != os.path.basename(file.replace("\\", "/")) or not file.endswith(ENDINGS):
             raise CheckpointError(f"{shown} names {ascii(file)[:80]}, which is no file of weights beside it.")
-        if not (index.parent / file).is_file():
+        if not os.path.isfile(index.parent / file):
             raise CheckpointError(f"{index.parent.name}/{file[:80]} is missing, which {index.name} names; the download is incomplete.")
     return tuple(Part(index.parent.name, index.parent / file, frozenset(names)) for file, names in sorted(expected.items()))
 
@@ -86,7 +86,7 @@ def _shards(index: Path) -> tuple[Part, ...]:
 def every_file(folder: Path) -> tuple[Path, ...]:
     """What the model is made of, in the order of the files' names: weights, and the JSON files that are read. Raises as `files`."""
     small = [folder / INDEX, *(folder / place for place in ("scheduler/scheduler_config.json", "unet/config.json", "vae/config.json"))]
-    return tuple(sorted([part.path for part in files(folder)] + [path for path in small if path.is_file()],
+    return tuple(sorted([part.path for part in files(folder)] + [path for path in small if os.path.isfile(path)],
                         key=lambda path: path.relative_to(folder).as_posix()))
 
 
@@ -155,10 +155,10 @@ def _is_number(value: object) -> bool:
 def _json(path: Path, needed: bool = True) -> dict[str, Any]:
     """A small JSON file's table; {} for one that is not there and not needed. Raises CheckpointError."""
     shown = f"{path.parent.name}/{path.name}"
-    if not needed and not path.exists():
+    if not needed and not os.path.lexists(path):
         return {}
     try:
-        if not path.is_file() or path.stat().st_size > LONGEST:
+        if not os.path.isfile(path) or path.stat().st_size > LONGEST:
             raise CheckpointError(f"{shown} is no small file of settings; download it again.")
         table = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,4 +1,7 @@
-"""The model files under the models folders: titles, names, hashes, and how a name finds its file. Listing reads no file's content."""
+"""The model files under the models folders: titles, names, hashes, and how a name finds its file. Listing reads no file's content.
+
+A folder in diffusers' layout is one model, as a file is.
+"""
 from __future__ import annotations
 
 import difflib
@@ -7,9 +10,10 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modules.checkpoints import folder, sidecars
 from modules.core import hashing
 from modules.core.errors import CheckpointError, NotFoundError
 from modules.core.hashing import Hashes
@@ -25,11 +29,13 @@ LEGACY = re.compile(r"[0-9a-f]{8}", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One file. name: its path below its folder, with the system's separators. sha256: None until somebody needed it."""
+    """One file, or one folder in diffusers' layout. name: its path below its folder, with the system's separators.
+    sha256: None until somebody needed it; a folder's is that of its files' hashes."""
 
     path: Path
     name: str
     sha256: str | None = None
+    is_folder: bool = False
 
     @property
     def shorthash(self) -> str | None:
@@ -43,12 +49,13 @@ class Entry:
     @property
     def base(self) -> str:
         """The file's name without folder and ending."""
-        return self.path.stem
+        return self.path.name if self.is_folder else self.path.stem
 
     @property
     def model_name(self) -> str:
         """The name with separators as underscores and without its ending."""
-        return os.path.splitext(self.name.replace("\\", "_").replace("/", "_"))[0]
+        flat = self.name.replace("\\", "_").replace("/", "_")
+        return flat if self.is_folder else os.path.splitext(flat)[0]
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -64,6 +71,30 @@ class Entry:
             return read.metadata(self.path)
         except CheckpointError:
             return {}
+
+    @property
+    def preview(self) -> Path | None:
+        """A picture of what the model draws, which somebody put beside it."""
+        return sidecars.preview(self.path)
+
+    @property
+    def description(self) -> str:
+        return sidecars.description(self.path)
+
+    @property
+    def notes(self) -> str:
+        return sidecars.note(self.path, "notes")
+
+    @property
+    def trigger_words(self) -> str:
+        """What a prompt must say for the model to do what it was trained for."""
+        return sidecars.note(self.path, "activation text")
+
+    @property
+    def preferred_vae(self) -> str:
+        """The name of the VAE that the user tied to this checkpoint; "" = none, "None" = the checkpoint's own."""
+        name = sidecars.note(self.path, "vae")
+        return "" if name == "Automatic" else name
 
 
 class Shelf:
@@ -89,7 +120,12 @@ class Shelf:
 
     def hashed(self, entry: Entry) -> Entry:
         """The entry with its SHA-256, which may take seconds the first time. Raises CheckpointError."""
-        return Entry(path=entry.path, name=entry.name, sha256=self._hashes.sha256(entry.path))
+        return replace(entry, sha256=self._sha256(entry))
+
+    def stamp(self, entry: Entry) -> hashing.Stamp:
+        """What changes when the file, or one of a folder's files, does: size in bytes, modification time in nanoseconds.
+        Raises CheckpointError."""
+        return folder.stamp(entry.path) if entry.is_folder else hashing.stamp(entry.path)
 
     def find_checkpoint(self, name: str, fuzzy: bool = False) -> Entry:
         """The checkpoint of this title, name, base name or hash; fuzzy: else the shortest title that holds the text.
@@ -117,7 +153,8 @@ class Shelf:
     def vae_of(self, checkpoint: Entry, name: str = "Automatic") -> Entry | None:
         """The VAE file to use with this checkpoint; None = the checkpoint's own. name: "Automatic", "None" or a VAE's.
 
-        Automatic takes the file of the checkpoint's base name ("model.vae.pt", or "model.pt" in a VAE folder). Raises NotFoundError.
+        Automatic takes the file of the checkpoint's base name ("model.vae.pt", or "model.pt" in a VAE folder), else the one that the user
+        tied to it. Raises NotFoundError.
         """
         if name == "None":
             return None
@@ -125,7 +162,26 @@ class Shelf:
             return self.find_vae(name)
         fitting = [vae for vae in self.vaes() if _vae_base(vae.path.name) == checkpoint.base]
         beside = [vae for vae in fitting if vae.path.parent == checkpoint.path.parent]
+        tied = "" if beside or fitting else checkpoint.preferred_vae
+        if tied not in ("", "None"):
+            return self.find_vae(tied)
         return next(iter(beside or fitting), None)
+
+    def _sha256(self, entry: Entry) -> str:
+        """Of a file; of a folder that of its files' names and hashes, one a line, in the order of the names."""
+        if not entry.is_folder:
+            return self._hashes.sha256(entry.path)
+        return _sha256_of(entry.path, [(path, self._hashes.sha256(path)) for path in folder.every_file(entry.path)])
+
+    def _known(self, entry: Entry) -> str | None:
+        if not entry.is_folder:
+            return self._hashes.known(entry.path)
+        try:
+            files = folder.every_file(entry.path)
+        except CheckpointError:
+            return None
+        known = [(path, digest) for path in files if (digest := self._hashes.known(path))]
+        return _sha256_of(entry.path, known) if len(known) == len(files) else None
 
     def _searched(self, name: str, kind: str, entries: Callable[[], tuple[Entry, ...]], fuzzy: bool) -> Entry:
         found = self._found_among(entries(), name, fuzzy)
@@ -162,12 +218,12 @@ class Shelf:
         return next((entry for entry in entries if _legacy_hash(entry) == name.lower()), None)
 
     def _with_hashes(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-        return tuple(Entry(path=entry.path, name=entry.name, sha256=self._hashes.known(entry.path)) for entry in entries)
+        return tuple(replace(entry, sha256=self._known(entry)) for entry in entries)
 
     def _files(self) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
         with self._lock:
             if self._found is None:
-                own = list(_below(self._paths.checkpoints, lambda name: name.endswith(CHECKPOINTS) and not name.endswith(NEAR)))
+                own = list(_below(self._paths.checkpoints, lambda name: name.endswith(CHECKPOINTS) and not name.endswith(NEAR), True))
                 builtin = [(path, path.name) for path in self._paths.builtin_models if path.is_file()]
                 near = _below(self._paths.checkpoints, lambda name: name.endswith(NEAR))
                 vaes = [*_below(self._paths.vae, lambda name: name.endswith(VAES)), *near]
@@ -175,8 +231,11 @@ class Shelf:
             return self._found
 
 
-def _below(folders: Iterable[Path], wanted: Callable[[str], bool]) -> Iterator[tuple[Path, str]]:
-    """Ordinary files below the folders and their names; links are followed, a folder is entered once, hidden ones are not."""
+def _below(folders: Iterable[Path], wanted: Callable[[str], bool], models: bool = False) -> Iterator[tuple[Path, str]]:
+    """Ordinary files below the folders and their names; links are followed, a folder is entered once, hidden ones are not.
+
+    A folder that is a model itself is not entered; models: it is among what is found.
+    """
     entered: set[str] = set()
     for root in folders:
         for home, subfolders, files in os.walk(root, followlinks=True):
@@ -185,6 +244,11 @@ def _below(folders: Iterable[Path], wanted: Callable[[str], bool]) -> Iterator[t
             if real in entered:
                 continue
             entered.add(real)
+            if home != str(root) and folder.holds_model(home):
+                subfolders.clear()
+                files = []
+                if models:
+                    yield Path(home), os.path.relpath(home, root)
             for file in files:
                 path = Path(home, file)
                 if wanted(file.lower()) and not file.startswith(".") and path.is_file():
@@ -203,8 +267,13 @@ def _entries(files: Iterable[tuple[Path, str]]) -> tuple[Entry, ...]:
         if name in taken:
             name = f"{path.parent.name}{os.sep}{name}"
         if name not in taken:
-            taken[name] = Entry(path=path, name=name)
+            taken[name] = Entry(path=path, name=name, is_folder=os.path.isdir(path))
     return tuple(taken.values())
+
+
+def _sha256_of(model: Path, hashes: Iterable[tuple[Path, str]]) -> str:
+    lines = "".join(f"{path.relative_to(model).as_posix()} {digest}\n" for path, digest in hashes)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _legacy_hash(entry: Entry) -> str:

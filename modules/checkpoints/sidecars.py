@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,18 +74,18 @@ def description(model: Path) -> str:
 
 def preview(model: Path) -> Path | None:
     """The picture beside the model: NAME.preview.png, NAME.png, or the same as .jpg or .webp."""
-    return next((path for path in (beside(model, ending) for ending in PREVIEWS) if path.is_file()), None)
+    return next((path for path in (beside(model, ending) for ending in PREVIEWS) if os.path.isfile(path)), None)
 
 
 def beside(model: Path, ending: str) -> Path:
     """The file of the model's name with another ending; a folder's name has none of its own."""
-    return model.parent / f"{model.name if model.is_dir() else model.stem}{ending}"
+    return model.parent / f"{model.name if os.path.isdir(model) else model.stem}{ending}"
 
 
 def _text(path: Path) -> str:
     """An ordinary file's text; "" for what is none."""
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             return ""
         with open(path, "rb") as file:
             return file.read(LONGEST).decode("utf-8-sig")
