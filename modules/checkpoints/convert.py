@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modules.checkpoints import read, write
-from modules.checkpoints.layout import SIZES, Contents, Slot
+from modules.checkpoints import read, sidecars, write
+from modules.checkpoints.layout import SIZES, Contents, Slot, shadow_of
 from modules.checkpoints.write import NO_TEXT, Place
 from modules.core.errors import CheckpointError, RequestError, SaveError
 from modules.core.progress import Progress
@@ -50,7 +50,8 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, d
     origins = chosen(found.slots, source.name, prune=prune, ema=ema)
     places = {name: (_type(name, found.slots[origin], wanted), found.slots[origin].shape) for name, origin in origins.items()}
     places = in_order(places, lambda name: found.slots[origins[name]].storage.start)
-    return write.stream(target, places, _tensors(source, found, origins, places, progress or Progress()), texts(found.metadata))
+    return write.stream(target, places, _tensors(source, found, origins, places, progress or Progress()),
+                        texts(said_of(source, found)))
 
 
 def dtype_of(name: str | torch.dtype | None) -> torch.dtype | None:
@@ -85,14 +86,9 @@ def chosen(slots: Mapping[str, Slot], file: str, *, prune: bool, ema: Ema) -> di
     return origins | _shadows(slots, kept, file) if ema == "only" else origins
 
 
-def shadow(name: str) -> str:
-    """Under which name LitEma keeps the average of this weight: all dots gone, so that it can only be found forwards."""
-    return SHADOW + name.removeprefix("model.").replace(".", "")
-
-
 def _shadows(slots: Mapping[str, Slot], kept: list[str], file: str) -> dict[str, str]:
     """Name of a weight -> name of its average."""
-    found = {name: shadow(name) for name in kept if shadow(name) in slots}
+    found = {name: shadow_of(name) for name in kept if shadow_of(name) in slots}
     if not found:
         raise CheckpointError(f"{file} holds no EMA weights; convert it without asking for them.")
     if len(set(found.values())) < len(found):
@@ -169,6 +165,12 @@ def cast(tensor: Tensor, dtype: torch.dtype, name: str, file: str) -> Tensor:
         raise CheckpointError(f"{name[:100]} in {file} holds values that {str(dtype).removeprefix('torch.')} cannot; "
                               "choose bfloat16 or float32.")
     return made
+
+
+def said_of(path: Path, found: Contents) -> dict[str, str]:
+    """What is said about a model: in NAME.json before its metadata, and there before NAME.yaml, as loading has it. A file of another name
+    takes all of it along."""
+    return sidecars.yaml_hints(path) | dict(found.metadata) | sidecars.json_hints(path)
 
 
 def texts(metadata: Mapping[str, str] = NO_TEXT) -> dict[str, str]:

@@ -15,13 +15,26 @@ from torch import Tensor
 
 from modules.checkpoints import read, write
 from modules.checkpoints.blocks import block_of, block_weights
-from modules.checkpoints.convert import MARKERS, TRAINING, cast, check_target, dtype_of, in_order, keeps_type, pieces, size_of, texts
+from modules.checkpoints.convert import (
+    MARKERS,
+    TRAINING,
+    cast,
+    check_target,
+    dtype_of,
+    in_order,
+    keeps_type,
+    pieces,
+    said_of,
+    size_of,
+    texts,
+)
 from modules.checkpoints.layout import Contents, Slot
 from modules.checkpoints.write import Place
 from modules.core.errors import CheckpointError, RequestError
 from modules.core.hashing import Hashes, legacy_hash
 from modules.core.progress import Progress
-from modules.families.keys import UNET, VAE, plain_names, reshaped, vae_part
+from modules.families.autoencoders import vae_part
+from modules.families.keys import UNET, VAE, plain_names, reshaped
 
 FIRST = f"{UNET}input_blocks.0.0.weight"
 VAES = (VAE, "vae.")                                        # under which of these a checkpoint keeps its VAE
@@ -67,6 +80,11 @@ class Source:
     path: Path
     contents: Contents
     origins: Mapping[str, str]
+
+    @property
+    def said(self) -> Mapping[str, str]:
+        """What its metadata and the files beside it say."""
+        return said_of(self.path, self.contents)
 
     def slot(self, name: str) -> Slot:
         return self.contents.slots[self.origins[name]]
@@ -258,7 +276,7 @@ def _differences(first: Source, other: Source) -> Iterator[str]:
     if one != two:
         odd = ", ".join(sorted(one ^ two))
         yield f"{first.path.name} and {other.path.name} are marked differently ({odd}); {first.path.name}'s marks are kept."
-    said, theirs = (source.contents.metadata.get(PREDICTION, "") for source in (first, other))
+    said, theirs = (source.said.get(PREDICTION, "") for source in (first, other))
     if said and theirs and said != theirs:
         yield f"{first.path.name} says that it predicts {said[:20]}, {other.path.name} {theirs[:20]}; the result says {said[:20]}."
 
@@ -293,7 +311,7 @@ def _said(sources: tuple[Source, ...], hashes: Hashes, way: Method, weight: floa
         "config_source": 0, "bake_in_vae": Path(vae).name if vae else "None", "discard_weights": discard,
         "is_inpainting": channels == 9, "is_instruct_pix2pix": channels == 8, **({"block_weights": blocks} if blocks else {}),
     }
-    return {**texts(sources[0].contents.metadata), "modelspec.merged_from": ", ".join(source.path.stem for source in sources),
+    return {**texts(sources[0].said), "modelspec.merged_from": ", ".join(source.path.stem for source in sources),
             RECIPE: json.dumps(recipe), MODELS: json.dumps(models)}
 
 

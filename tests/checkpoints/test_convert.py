@@ -120,6 +120,14 @@ def test_metadata_stay_old_hashes_go_and_the_new_one_is_that_of_the_bytes(source
     assert found["modelspec.hash_sha256"] == "0x" + hashlib.sha256(behind).hexdigest()
 
 
+def test_what_lies_beside_the_file_is_taken_into_it(full, tmp_path):
+    save_file(full, tmp_path / "a.safetensors", metadata={"modelspec.title": "Full"})
+    (tmp_path / "a.yaml").write_text("model:\n  params:\n    parameterization: v\n")
+    (tmp_path / "a.json").write_text('{"easel.heads": 4, "notes": "mine"}')
+    found = read.metadata(convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors"))
+    assert (found["modelspec.prediction_type"], found["easel.heads"], found["modelspec.title"]) == ("v", "4", "Full") and "notes" not in found
+
+
 def test_every_tensor_begins_at_a_multiple_of_its_values_size(tmp_path):
     save_file({"a": torch.ones(3, dtype=torch.float16), "b": torch.ones(5), "c": torch.ones(3, dtype=torch.uint8),
                "d": torch.ones(1, dtype=torch.float64)}, tmp_path / "a.safetensors")
