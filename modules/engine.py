@@ -319,6 +319,37 @@ def train(recipe: Path, paths: Paths, progress: Progress) -> Path:
     return copy_atomically(file, shelf / file.name)
 
 
+def describe_model(paths: Paths, name: str, *, hashed: bool = True) -> Any:
+    """What a model file is, found by path or name: checkpoints.describe.Description. hashed: with its SHA-256, which reads all of it.
+
+    Raises NotFoundError, CheckpointError.
+    """
+    from modules.checkpoints import errands  # torch, here and below
+    return errands.description(paths, name, hashed)
+
+
+def convert_model(paths: Paths, source: str, target: Path | None, progress: Progress, **how: Any) -> Path:
+    """A model as a safetensors file, see checkpoints.convert.convert. target: None = beside the source. Raises a WebUIError, Cancelled."""
+    from modules.checkpoints import errands
+    return errands.converted(paths, source, target, progress, **how)
+
+
+def merge_models(paths: Paths, models: Sequence[str], target: Path, progress: Progress, **how: Any) -> tuple[Path, tuple[str, ...]]:
+    """One model of several, see checkpoints.merge.merge; its path, and sentences about it. Raises a WebUIError, Cancelled."""
+    from modules.checkpoints import errands
+    made = errands.merged(paths, models, target, progress, **how)
+    return made.path, made.notes
+
+
+def fetch_model(paths: Paths, url: str, sha256: str, kind: str, progress: Progress, name: str = "") -> Path:
+    """A file from an address into the folder of its kind ("checkpoint", "vae", "lora", "embedding"), see checkpoints.fetch.get.
+
+    Only where the user asked for this file. Raises a WebUIError, Cancelled.
+    """
+    from modules.checkpoints import errands
+    return errands.fetched(paths, url, sha256, kind, progress, name)
+
+
 def demo_report(paths: Paths, checkpoint: str, count: int, tell: Callable[[int, int], None]) -> tuple[tuple[str, ...], Any]:
     """How well a checkpoint ("" = the embedded one) follows words about storybook scenes: lines of a table, and a contact sheet.
 

@@ -329,7 +329,12 @@ class _Part:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             _lock(file, path)
             part = cls(path, file, progress)
-            yield part
+            try:
+                yield part
+            except BaseException:
+                if not part.size:
+                    part.discard()                          # nothing to go on from
+                raise
             if not file.closed:
                 file.flush()
                 os.fsync(file.fileno())

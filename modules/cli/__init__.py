@@ -16,17 +16,17 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.cli.makers import LOOK, Made, Show, maker, say
+from modules.cli import models
+from modules.cli.makers import Made, maker, say
+from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
 from modules.core.paths import Paths
-from modules.core.progress import Progress
-from modules.engine import Library, history, train
 from modules.engine import demo_report as judge
+from modules.engine import history, train
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
 
@@ -68,8 +68,7 @@ def parser() -> argparse.ArgumentParser:
     again = _command(commands, "replay", replay, "make a picture again: exit code 0 identical, 1 different, 2 cannot")
     again.add_argument("file", type=Path)
     again.add_argument("--json", action="store_true", help="print the verdict as JSON")
-    listed = _command(commands, "models", models, "list the checkpoints and VAEs that were found")
-    listed.add_argument("--json", action="store_true", help="print the list as JSON")
+    models.add(_command(commands, "models", models.listed, "list the models that were found, describe, convert, prune, merge, fetch them"))
     past = _command(commands, "jobs", jobs, "list the newest jobs and their states")
     past.add_argument("--limit", type=int, default=20, metavar="N")
     past.add_argument("--json", action="store_true", help="print the list as JSON")
@@ -132,22 +131,22 @@ def _values(flags: argparse.Namespace) -> dict[str, Any]:
 def txt2img(flags: argparse.Namespace, paths: Paths) -> int:
     values = _values(flags)
     with maker(flags.server, flags.auth, paths) as making:
-        made = making.make(values, save=flags.output is None, show=_shower(flags))
+        made = making.make(values, save=flags.output is None, show=shower(flags))
     return _tell(made, flags, flags.output)
 
 
 def resume(flags: argparse.Namespace, paths: Paths) -> int:
     with maker(flags.server, flags.auth, paths) as making:
-        made = making.resume(flags.id, flags.force, show=_shower(flags))
+        made = making.resume(flags.id, flags.force, show=shower(flags))
     return _tell(made, flags, None)
 
 
 def replay(flags: argparse.Namespace, paths: Paths) -> int:
     file = _bytes(flags.file)
     with maker(flags.server, flags.auth, paths) as making:
-        verdict = making.replay(file, show=_shower(flags))
+        verdict = making.replay(file, show=shower(flags))
     if flags.json:
-        _print_json({**dataclasses.asdict(verdict), "exit_code": verdict.exit_code})
+        print_json({**dataclasses.asdict(verdict), "exit_code": verdict.exit_code})
     else:
         print(verdict.sentence)
         if verdict.first_difference:
@@ -156,24 +155,13 @@ def replay(flags: argparse.Namespace, paths: Paths) -> int:
 
 
 def learned(flags: argparse.Namespace, paths: Paths) -> int:
-    """In a thread, so that this one can watch. Ctrl-C ends it after the step, with its state on disk."""
-    progress, show = Progress(), _shower(flags)
-    with ThreadPoolExecutor(1, thread_name_prefix="train") as pool:
-        made = pool.submit(train, flags.recipe, paths, progress)
-        try:
-            while not made.done():
-                wait([made], LOOK)
-                view = progress.view()
-                show(view.fraction, f"{view.stage} {view.step} of {view.steps}" if view.steps else "reading", view.eta, -1)
-        except (KeyboardInterrupt, SystemExit):
-            progress.interrupt()
-            raise
-    print(made.result())
+    """Ctrl-C ends it after the step, with its state on disk."""
+    print(watched(lambda progress: train(flags.recipe, paths, progress), shower(flags)))
     return 0
 
 
 def demo_report(flags: argparse.Namespace, paths: Paths) -> int:
-    sheet, show = flags.sheet or paths.data / "demo-report.png", _shower(flags)
+    sheet, show = flags.sheet or paths.data / "demo-report.png", shower(flags)
 
     def tell(done: int, of: int) -> None:
         show(done / of, f"picture {done} of {of}", None, -1)
@@ -192,7 +180,7 @@ def png_info(flags: argparse.Namespace, paths: Paths) -> int:
     if flags.json:
         parsed = infotext.read(found.infotext)
         record = json.loads(found.record) if found.record else None
-        _print_json({"info": found.infotext, "parameters": infotext.with_defaults(parsed) if found.infotext else {}, "record": record,
+        print_json({"info": found.infotext, "parameters": infotext.with_defaults(parsed) if found.infotext else {}, "record": record,
                      "items": dict(found.items), "width": found.width, "height": found.height, "format": found.format,
                      "notices": list(found.notices)})
     else:
@@ -206,24 +194,10 @@ def png_info(flags: argparse.Namespace, paths: Paths) -> int:
     return 0
 
 
-def models(flags: argparse.Namespace, paths: Paths) -> int:
-    shelf = Library(paths).shelf
-    listed = [(kind, entry) for kind, entries in (("checkpoint", shelf.checkpoints()), ("vae", shelf.vaes())) for entry in entries]
-    if flags.json:
-        _print_json([{"kind": kind, "title": entry.title, "name": entry.name, "path": str(entry.path), "sha256": entry.sha256}
-                     for kind, entry in listed])
-        return 0
-    for kind, entry in listed:
-        print(f"{kind:<12}{entry.title}  ({entry.path})")
-    if not listed:
-        print(f"No model was found; put a .safetensors checkpoint into {paths.checkpoints[0]}.")
-    return 0
-
-
 def jobs(flags: argparse.Namespace, paths: Paths) -> int:
     rows = history(paths, max(1, flags.limit))
     if flags.json:
-        _print_json([dataclasses.asdict(row) for row in rows])
+        print_json([dataclasses.asdict(row) for row in rows])
         return 0
     for row in rows:
         prompt = " ".join(str(row.request.get("prompt", "")).split())[:60]
@@ -247,7 +221,7 @@ def _tell(made: Made, flags: argparse.Namespace, output: Path | None) -> int:
     for warning in made.warnings:
         say(warning)
     if flags.json:
-        _print_json({"job": made.job, "state": made.state, "pictures": told, "warnings": list(made.warnings)})
+        print_json({"job": made.job, "state": made.state, "pictures": told, "warnings": list(made.warnings)})
     else:
         for one in told:
             where = one["path"] or f"job {made.job}, picture {one['index']}"
@@ -256,24 +230,6 @@ def _tell(made: Made, flags: argparse.Namespace, output: Path | None) -> int:
         say(f"The job was {made.state}; `resume {made.job}` makes what is missing.")
         return 1
     return 0
-
-
-def _shower(flags: argparse.Namespace) -> Show:
-    """A progress line on the terminal that is drawn over itself; nothing when errors go to a file."""
-    if flags.quiet or not sys.stderr.isatty():
-        return lambda fraction, stage, eta, position: None
-
-    def show(fraction: float, stage: str, eta: float | None, position: int) -> None:
-        words = f"{position + 1} in the queue" if position >= 0 else stage or "starting"
-        left = f", {eta:.0f} s left" if eta is not None and fraction < 1 else ""
-        sys.stderr.write(f"\r\x1b[K{fraction:4.0%} {words}{left}")
-        sys.stderr.flush()
-
-    return show
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def _bytes(path: Path) -> bytes:

@@ -11,7 +11,7 @@ COMMANDS = (
     ("txt2img", "make a picture: txt2img \"a red boat\" --steps 20 --seed 1 -o out.png"),
     ("png-info", "print the text and the record inside a picture"),
     ("replay", "make a picture again and say whether it is identical (exit code 0), different (1), or cannot be made (2)"),
-    ("models", "list the checkpoints and VAEs that were found"),
+    ("models", "list the models that were found; models info, convert, prune, merge, get: describe, change and fetch them"),
     ("jobs", "list the newest jobs and their states"),
     ("resume", "take an unfinished job up at its first missing picture"),
     ("train", "train a model or a VAE as a recipe says, or go on with it: train my.toml"),
