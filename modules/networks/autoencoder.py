@@ -1,14 +1,15 @@
 """The autoencoders of latent diffusion, KL and VQ. Rombach et al. 2022, arXiv:2112.10752; Esser et al. 2021, arXiv:2012.09841 for the
 blocks and the codebook.
 
-Each way is made of a fine part, which near the pixels looks at a neighbourhood only (but for the statistics of its norms), and a coarse
-part, with everything that looks at the whole picture: encode = encode_coarse(encode_fine(pixels)), decode = decode_fine(decode_coarse(z)).
+Each way is made of a coarse part, with all attention, and a fine part near the pixels, a row of segments that look REACH cells around
+them and no further, but for the statistics of their norms: so that those who have little memory can run a segment tile by tile.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,11 @@ from modules.networks.attention import attend
 from modules.networks.layers import GroupNorm
 
 EPS = 1e-6                                                  # of every GroupNorm here
+REACH = 4                                                   # cells that a segment sees to each side at most; even, for the halved resolutions
 AT_ONCE = 2 ** 24                                           # distances to codebook vectors held in memory
+
+
+Segment = tuple[Callable[[Tensor], Tensor], ...]            # run one after the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,15 +188,17 @@ class Encoder(nn.Module):
         self.norm_out = Norm(config.groups, top, eps=EPS)
         self.conv_out = nn.Conv2d(top, 2 * config.z if config.double_z else config.z, 3, padding=1)
 
-    def fine(self, pixels: Tensor) -> Tensor:
-        return _through(list(self.down)[:self.fine_levels], self.conv_in(pixels))
+    def fine(self) -> tuple[Segment, ...]:
+        segments: list[Segment] = [(self.conv_in,)]
+        for level in [level for level in self.down if isinstance(level, DownLevel)][:self.fine_levels]:
+            segments += ((block,) for block in level.block)
+            segments[-1] = (*segments[-1], level.downsample)
+        return tuple(segments)
 
     def coarse(self, x: Tensor) -> Tensor:
-        x = self.mid(_through(list(self.down)[self.fine_levels:], x))
+        x = self.mid(through(list(self.down)[self.fine_levels:], x))
         return self.conv_out(F.silu(self.norm_out(x)))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.coarse(self.fine(pixels))
 
 
 class Decoder(nn.Module):
@@ -211,19 +218,23 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(config.levels[0], 3, 3, padding=1)
 
     def coarse(self, z: Tensor) -> Tensor:
-        return _through(reversed(list(self.up)[self.fine_levels:]), self.mid(self.conv_in(z)))
+        return through(reversed(list(self.up)[self.fine_levels:]), self.mid(self.conv_in(z)))
 
-    def fine(self, x: Tensor) -> Tensor:
-        x = _through(reversed(list(self.up)[:self.fine_levels]), x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+    def fine(self) -> tuple[Segment, ...]:
+        segments: list[Segment] = []
+        before: Segment = ()
+        for level in reversed([level for level in self.up if isinstance(level, UpLevel)][:self.fine_levels]):
+            for block in level.block:
+                segments.append((*before, block))
+                before = ()
+            before = (level.upsample,)
+        return *segments, (*before, self.norm_out, F.silu, self.conv_out)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.fine(self.coarse(z))
 
-
-def _through(levels: Iterable[nn.Module], x: Tensor) -> Tensor:
-    for level in levels:
-        x = level(x)
+def through(layers: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    """x behind all these layers."""
+    for layer in layers:
+        x = layer(x)
     return x
 
 
@@ -247,10 +258,11 @@ class Autoencoder(nn.Module):
 
         A latent without variance has the log variance -inf: mean + exp(logvar / 2) * noise is the mean.
         """
-        return self.encode_coarse(self.encode_fine(pixels))
+        return self.encode_coarse(through(chain(*self.encode_fine()), pixels))
 
-    def encode_fine(self, pixels: Tensor) -> Tensor:
-        return self.encoder.fine(pixels)
+    def encode_fine(self) -> tuple[Segment, ...]:
+        """From pixels to what encode_coarse takes."""
+        return self.encoder.fine()
 
     def encode_coarse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.quant_conv(self.encoder.coarse(x))
@@ -258,13 +270,14 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, latent, h, w), unscaled -> pixels (B, 3, h f, w f), about -1..1, not clamped."""
-        return self.decode_fine(self.decode_coarse(z))
+        return through(chain(*self.decode_fine()), self.decode_coarse(z))
 
     def decode_coarse(self, z: Tensor) -> Tensor:
         return self.decoder.coarse(self.post_quant_conv(z))
 
-    def decode_fine(self, x: Tensor) -> Tensor:
-        return self.decoder.fine(x)
+    def decode_fine(self) -> tuple[Segment, ...]:
+        """From what decode_coarse gives to pixels."""
+        return self.decoder.fine()
 
 
 class AutoencoderKL(Autoencoder):

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from modules.networks.autoencoder import Segment, through
 
 SOFT_LIMIT = 3.0                                            # latents are bent into -3..3 before they are decoded
 
@@ -60,10 +63,10 @@ class TinyAutoencoder(nn.Module):
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (B, 3, H, W) in -1..1, H and W multiples of config.downscale -> mean (B, latent, H / f, W / f) and log variance -inf."""
-        return self.encode_coarse(self.encode_fine(pixels))
+        return self.encode_coarse(through(chain(*self.encode_fine()), pixels))
 
-    def encode_fine(self, pixels: Tensor) -> Tensor:
-        return self.taesd_encoder((pixels + 1.0) / 2.0)
+    def encode_fine(self) -> tuple[Segment, ...]:
+        return (_to_unit, self.taesd_encoder[0]), *((layer,) for layer in list(self.taesd_encoder)[1:])
 
     def encode_coarse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean = x / self.config.scale + self.config.shift
@@ -71,13 +74,21 @@ class TinyAutoencoder(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B, latent, h, w), unscaled -> pixels (B, 3, h f, w f), about -1..1, not clamped."""
-        return self.decode_fine(self.decode_coarse(z))
+        return through(chain(*self.decode_fine()), self.decode_coarse(z))
 
     def decode_coarse(self, z: Tensor) -> Tensor:
         return (z - self.config.shift) * self.config.scale
 
-    def decode_fine(self, x: Tensor) -> Tensor:
-        return self.taesd_decoder(x) * 2.0 - 1.0
+    def decode_fine(self) -> tuple[Segment, ...]:
+        return *((layer,) for layer in self.taesd_decoder), (_from_unit,)
+
+
+def _to_unit(pixels: Tensor) -> Tensor:
+    return (pixels + 1.0) / 2.0
+
+
+def _from_unit(pixels: Tensor) -> Tensor:
+    return pixels * 2.0 - 1.0
 
 
 def _conv(before: int, after: int, *, stride: int = 1, bias: bool = True) -> nn.Conv2d:
