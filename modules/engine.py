@@ -73,6 +73,8 @@ class Engine:
         self._ready = {"torch": "waiting", "model": "waiting", "page": "waiting"}
         self._since_prune = 0
         self._closed = False
+        for notice in paths.notices:
+            log.warning("%s", notice)
         self.recovered = self._recover()                    # ids of jobs under which the program died, now interrupted or parked
         self._worker = Worker(self._claim, self._finish, self._run)
         self.tools = Tools(paths, self._settings, self._library, self._store, self._delivery, self.submit, self._model_chosen)
@@ -348,6 +350,16 @@ def fetch_model(paths: Paths, url: str, sha256: str, kind: str, progress: Progre
     """
     from modules.checkpoints import errands
     return errands.fetched(paths, url, sha256, kind, progress, name)
+
+
+def import_a1111(paths: Paths, folder: Path, read_page: Callable[[str, Any], Any], *, what: Sequence[str], dry: bool) -> Any:
+    """Take over what A1111 has in this folder, see checkpoints.foreign.import_a1111: its Moved. Raises a WebUIError."""
+    from modules.checkpoints.foreign import import_a1111 as move
+    lock = Lock(paths.data)                                 # a running Easel would write its own settings over ours
+    try:
+        return move(folder, paths, read_page, what=what, dry=dry)
+    finally:
+        lock.release()
 
 
 def demo_report(paths: Paths, checkpoint: str, count: int, tell: Callable[[int, int], None]) -> tuple[tuple[str, ...], Any]:

@@ -13,13 +13,12 @@ import io
 import json
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.cli import models
+from modules.cli import import_a1111, models
 from modules.cli.makers import Made, maker, say
 from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
@@ -69,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("file", type=Path)
     again.add_argument("--json", action="store_true", help="print the verdict as JSON")
     models.add(_command(commands, "models", models.listed, "list the models that were found, describe, convert, prune, merge, fetch them"))
+    import_a1111.add(_command(commands, "import-a1111", import_a1111.moved, "take over what A1111's web UI has in its folder"))
     past = _command(commands, "jobs", jobs, "list the newest jobs and their states")
     past.add_argument("--limit", type=int, default=20, metavar="N")
     past.add_argument("--json", action="store_true", help="print the list as JSON")

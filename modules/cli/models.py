@@ -65,6 +65,8 @@ def _action(actions: Any, name: str, run: Any, text: str) -> argparse.ArgumentPa
 
 def listed(flags: argparse.Namespace, paths: Paths) -> int:
     shelf = Library(paths).shelf
+    for notice in paths.notices:
+        say(notice)
     found = [(kind, entry) for kind, entries in (("checkpoint", shelf.checkpoints()), ("vae", shelf.vaes())) for entry in entries]
     if flags.json:
         print_json([{"kind": kind, "title": entry.title, "name": entry.name, "path": str(entry.path), "sha256": entry.sha256}

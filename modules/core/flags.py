@@ -12,6 +12,7 @@ COMMANDS = (
     ("png-info", "print the text and the record inside a picture"),
     ("replay", "make a picture again and say whether it is identical (exit code 0), different (1), or cannot be made (2)"),
     ("models", "list the models that were found; models info, convert, prune, merge, get: describe, change and fetch them"),
+    ("import-a1111", "take over settings, defaults, styles and model folders of A1111's web UI: import-a1111 ~/stable-diffusion-webui"),
     ("jobs", "list the newest jobs and their states"),
     ("resume", "take an unfinished job up at its first missing picture"),
     ("train", "train a model or a VAE as a recipe says, or go on with it: train my.toml"),

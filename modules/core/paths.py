@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from modules.core import model_folders
 from modules.core.errors import PathError, SaveError
 
 LONGEST_NAME = 255                                          # bytes of UTF-8: the limit of ext4, APFS and NTFS alike
@@ -23,7 +24,8 @@ Folder = str | os.PathLike[str]
 class Paths:
     """Every folder and file that Easel uses. Absolute. `Paths.of` fills it, `make` creates the folders.
 
-    checkpoints, vae, lora: folders that are searched, the user's own first. builtin_models: single read-only files.
+    checkpoints, vae, lora: folders that are searched, the user's own first, those of other programs last; more_embeddings likewise.
+    builtin_models: single read-only files. notices: sentences about what was found wrong on the way.
     """
 
     root: Path
@@ -42,19 +44,33 @@ class Paths:
     cache: Path
     spool: Path
     builtin_models: tuple[Path, ...] = ()
+    more_embeddings: tuple[Path, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def imported_folders(self) -> Path:
+        """Where `import-a1111` notes an installation's folders; the user's own list lies beside launch.py."""
+        return self.data / model_folders.NAME
 
     @staticmethod
     def of(root: Folder, data_dir: Folder | None = None, models_dir: Folder | None = None, ckpt_dir: Folder | None = None,
            vae_dir: Folder | None = None, lora_dir: Folder | None = None, embeddings_dir: Folder | None = None) -> Paths:
-        """Folders as the launch flags name them. A flag for checkpoints, VAE or LoRA adds a folder; the others replace one."""
+        """Folders as the launch flags name them. A flag for checkpoints, VAE or LoRA adds a folder; the others replace one.
+
+        Those that extra_model_paths.yaml, in the root or the data folder, names and that are there stand behind them.
+        """
         base = _absolute(root)
         data = _absolute(data_dir) if data_dir else base / "data"
         models = _absolute(models_dir) if models_dir else base / "models"
+        found = [model_folders.read(folder / model_folders.NAME) for folder in dict.fromkeys((base, data))]
+        others = [section for sections, _ in found for section in sections]
         return Paths(
             root=base, data=data, models=models,
-            checkpoints=_folders(models / "Stable-diffusion", ckpt_dir),
-            vae=_folders(models / "VAE", vae_dir),
-            lora=_folders(models / "Lora", lora_dir),
+            checkpoints=_folders(models / "Stable-diffusion", ckpt_dir, model_folders.folders(others, "checkpoints")),
+            vae=_folders(models / "VAE", vae_dir, model_folders.folders(others, "vae")),
+            lora=_folders(models / "Lora", lora_dir, model_folders.folders(others, "loras")),
+            more_embeddings=model_folders.folders(others, "embeddings"),
+            notices=tuple(notice for _, notices in found for notice in notices),
             embeddings=_absolute(embeddings_dir) if embeddings_dir else models / "embeddings",
             extensions=base / "extensions",
             outputs=data / "outputs", database=data / "easel.db", settings_file=data / "settings.json",
@@ -81,9 +97,9 @@ def _absolute(folder: Folder) -> Path:
     return Path(os.path.abspath(os.path.expanduser(folder)))
 
 
-def _folders(first: Path, more: Folder | None) -> tuple[Path, ...]:
+def _folders(first: Path, more: Folder | None, others: Sequence[Path]) -> tuple[Path, ...]:
     second = () if more is None else (_absolute(more),)
-    return (first, *(folder for folder in second if folder != first))
+    return tuple(dict.fromkeys((first, *second, *others)))
 
 
 def safe_name(text: str) -> str:
