@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from modules.core import hardware
 from modules.core.errors import CheckpointError, NanError, OutOfMemoryError
-from modules.families.base import Model
+from modules.families.base import LatentFormat
 from modules.networks.autoencoder import REACH, AutoencoderConfig, Norm, Segment, through
 
 log = logging.getLogger("easel.pipeline")
@@ -29,6 +29,19 @@ MAPS = 4.5                                                  # of the largest fea
 SPARE = 0.9                                                 # of the free memory that may be planned with
 Tell = Callable[[str], None]
 T = TypeVar("T")
+
+
+class Model(Protocol):
+    """What is looked at here of a families.base.Model."""
+
+    @property
+    def vae(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def latent(self) -> LatentFormat: ...
 
 
 @torch.no_grad()
@@ -54,7 +67,7 @@ def encode(model: Model, pixels: Tensor, noise: Tensor | torch.Generator | None 
     that only decodes.
     """
     assert not any(edge % model.latent.downscale for edge in pixels.shape[-2:]), "the caller chooses the size"
-    if not getattr(model.vae.config, "down", True):
+    if not encodes(model.vae):
         raise CheckpointError("This VAE only decodes; choose a whole one for pictures to begin with.")
     _check(pixels, "The picture holds")
     mean, logvar = (part.float() for part in _in_full(model, partial(_encoded, tile=tile, tell=tell), pixels, tell))
@@ -63,6 +76,11 @@ def encode(model: Model, pixels: Tensor, noise: Tensor | torch.Generator | None 
     if noise is not None:
         mean = mean + (0.5 * logvar).exp() * noise.to(mean)
     return model.latent.to_model(mean)
+
+
+def encodes(vae: nn.Module) -> bool:
+    """False for the decoder of a tiny autoencoder alone."""
+    return bool(getattr(vae.config, "down", True))
 
 
 def _check(values: Tensor, what: str) -> None:
