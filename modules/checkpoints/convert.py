@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ MARKERS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max", "edm
 KEPT_TABLES = frozenset({"alphas_cumprod", "scale_factor"})
 TRAINING = (SHADOW, "optimizer", "lr_scheduler", "loss.")
 RECOMPUTED = (".position_ids", ".attn_mask")
+CONVOLVED = re.compile(r"(first_stage_model\.|vae\.)?(encoder|decoder)\..+\.attn_?\w*\.(\d+\.)?(q|k|v|proj_out)\.weight")
 OLD_HASHES = ("sshs_model_hash", "sshs_legacy_hash", write.HASH)
 Ema = Literal["keep", "drop", "only"]
 
@@ -48,7 +50,7 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], *, d
         raise CheckpointError(f"The weights of {source.name} are scaled 8-bit numbers, which cannot be turned into another type yet; "
                               "convert it without a type, or choose a 16-bit version.")
     origins = chosen(found.slots, source.name, prune=prune, ema=ema)
-    places = {name: (_type(name, found.slots[origin], wanted), found.slots[origin].shape) for name, origin in origins.items()}
+    places = {name: (_type(name, found.slots[origin], wanted), placed(name, found.slots[origin].shape)) for name, origin in origins.items()}
     places = in_order(places, lambda name: found.slots[origins[name]].storage.start)
     return write.stream(target, places, _tensors(source, found, origins, places, progress or Progress()),
                         texts(said_of(source, found)))
@@ -108,6 +110,11 @@ def keeps_type(name: str, shape: tuple[int, ...]) -> bool:
     return not shape or last in read.SCHEDULE or name in MARKERS or name.endswith(RECOMPUTED) or name == "denoiser.sigmas"
 
 
+def placed(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that single files have: diffusers' VAEs have linear layers where those have 1x1 convolutions."""
+    return (*shape, 1, 1) if len(shape) == 2 and CONVOLVED.fullmatch(name) else shape
+
+
 def _type(name: str, slot: Slot, wanted: torch.dtype | None) -> torch.dtype:
     own: torch.dtype = getattr(torch, slot.dtype)
     return own if wanted is None or not own.is_floating_point or keeps_type(name, slot.shape) else wanted
@@ -141,9 +148,10 @@ def _tensors(source: Path, found: Contents, origins: Mapping[str, str], places: 
              progress: Progress) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the new file, in the order of its places."""
     runs = tuple(pieces({name: size_of(found.slots[origins[name]]) for name in places}))
+    started = progress.clock()
     for number, run in enumerate(runs):
         progress.check()
-        progress.at(stage="converting", batches=1, step=number, steps=len(runs))
+        progress.at(stage="converting", batches=1, step=number, steps=len(runs), started=started)
         types = {origins[name]: (name, places[name][0]) for name in run}
 
         def change(origin: str, tensor: Tensor, types: Mapping[str, tuple[str, torch.dtype]] = types) -> Tensor:
@@ -151,7 +159,7 @@ def _tensors(source: Path, found: Contents, origins: Mapping[str, str], places: 
 
         values = read.weights(source, types.__contains__, change)
         for name in run:
-            yield name, values.pop(origins[name])
+            yield name, values.pop(origins[name]).reshape(places[name][1])
     progress.at(batch=1, step=len(runs))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from modules.checkpoints import read
 from modules.checkpoints.convert import KEPT_TABLES, MARKERS, SHADOW, TRAINING, said_of, size_of
 from modules.checkpoints.layout import Contents, Slot
 from modules.core.errors import CheckpointError
-from modules.core.hashing import Hashes, legacy_hash
+from modules.core.hashing import legacy_hash
 from modules.families.autoencoders import autoencoder_from, vae_part
 from modules.families.base import Header, Model
 from modules.families.catalogue import family_of
@@ -85,8 +85,8 @@ class Description:
     guessed: tuple[str, ...] = ()
 
 
-def describe(path: str | os.PathLike[str], hashes: Hashes | None = None) -> Description:
-    """All that the header tells; no value of a tensor is read, and the whole file only for `hashes`, if they are given.
+def describe(path: str | os.PathLike[str], sha256: Callable[[Path], str] | None = None) -> Description:
+    """All that the header tells; no value of a tensor is read, and the whole file only by `sha256`, if it is given.
 
     Raises CheckpointError for what is no model file at all.
     """
@@ -97,7 +97,7 @@ def describe(path: str | os.PathLike[str], hashes: Hashes | None = None) -> Desc
     model, fault = _built(found, shapes, said)
     vae = model.vae if model else _vae(found, said)
     kind = "checkpoint" if any(name.startswith(UNET) for name in shapes) else "VAE" if vae is not None else "other"
-    digest = hashes.sha256(path) if hashes and path.is_file() else ""
+    digest = sha256(path) if sha256 else ""
     prediction, by = _prediction(model)
     return Description(
         path=str(path), name=path.name, form=_form(path), size=found.stamp[0], kind=kind,

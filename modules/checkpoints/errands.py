@@ -1,13 +1,13 @@
 """What is asked of model files by name: found on the shelf or by path, and done by the rooms beside this one."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from modules.checkpoints import convert, fetch, merge
 from modules.checkpoints.describe import Description, describe
-from modules.checkpoints.shelf import Shelf
+from modules.checkpoints.shelf import Entry, Shelf
 from modules.core.errors import NotFoundError, RequestError
 from modules.core.hashing import Hashes
 from modules.core.paths import Paths
@@ -23,7 +23,7 @@ def found(paths: Paths, name: str) -> Path:
             return Path(name)
     except (OSError, ValueError):                           # too long, or with a NUL: no path then
         pass
-    shelf = Shelf(paths, Hashes(paths.hashes_file))
+    shelf = _shelf(paths)
     try:
         return shelf.find_checkpoint(name).path
     except NotFoundError as error:
@@ -33,9 +33,19 @@ def found(paths: Paths, name: str) -> Path:
             raise error from None
 
 
+def _shelf(paths: Paths) -> Shelf:
+    return Shelf(paths, Hashes(paths.hashes_file))
+
+
+def _hasher(paths: Paths) -> Callable[[Path], str]:
+    """The hash of a file or folder, wherever it lies, from the cache if it is known."""
+    shelf = _shelf(paths)
+    return lambda path: shelf.hashed(Entry(path=path, name=path.name, is_folder=path.is_dir())).sha256 or ""
+
+
 def description(paths: Paths, name: str, hashed: bool) -> Description:
     """Raises NotFoundError, CheckpointError."""
-    return describe(found(paths, name), Hashes(paths.hashes_file) if hashed else None)
+    return describe(found(paths, name), _hasher(paths) if hashed else None)
 
 
 def converted(paths: Paths, source: str, target: Path | None, progress: Progress, **how: Any) -> Path:
@@ -50,7 +60,7 @@ def converted(paths: Paths, source: str, target: Path | None, progress: Progress
 def merged(paths: Paths, models: Sequence[str], target: Path, progress: Progress, *, method: str, vae: str, **how: Any) -> merge.Merged:
     """method: "" = by how many models there are. vae: "" = A's own. how: as merge.merge takes it. Raises as that, or NotFoundError."""
     method = method or {1: "no_interpolation", 2: "weighted_sum"}.get(len(models), "add_difference")
-    return merge.merge([found(paths, name) for name in models], target, Hashes(paths.hashes_file), method=method,
+    return merge.merge([found(paths, name) for name in models], target, _hasher(paths), method=method,
                        vae=found(paths, vae) if vae else None, progress=progress, **how)
 
 

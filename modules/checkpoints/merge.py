@@ -24,6 +24,7 @@ from modules.checkpoints.convert import (
     in_order,
     keeps_type,
     pieces,
+    placed,
     said_of,
     size_of,
     texts,
@@ -31,7 +32,7 @@ from modules.checkpoints.convert import (
 from modules.checkpoints.layout import Contents, Slot
 from modules.checkpoints.write import Place
 from modules.core.errors import CheckpointError, RequestError
-from modules.core.hashing import Hashes, legacy_hash
+from modules.core.hashing import legacy_hash
 from modules.core.progress import Progress
 from modules.families.autoencoders import vae_part
 from modules.families.keys import UNET, VAE, plain_names, reshaped
@@ -41,7 +42,6 @@ VAES = (VAE, "vae.")                                        # under which of the
 PARTS: Mapping[str, str] = MappingProxyType({
     UNET: "U-Net", **dict.fromkeys(VAES, "VAE"), **dict.fromkeys(("cond_stage_model.", "conditioner."), "text encoder"),
 })
-CONVOLVED = re.compile(r".*\.attn_1\.(q|k|v|proj_out)\.weight")    # 1x1 convolutions in a checkpoint's VAE, linear layers in diffusers'
 INPUTS = re.compile(re.escape(UNET) + r"input_blocks\.(\d+)\.")
 OPTIONAL = re.compile(r"cond_stage_model\.(.+\.)?text_projection(\.weight)?|.*logit_scale|.*\.position_ids|.*\.attn_mask")
 PREDICTION = "modelspec.prediction_type"
@@ -94,13 +94,14 @@ class Source:
         return any(name.startswith(part) for name in self.origins)
 
 
-def merge(models: Sequence[str | os.PathLike[str]], target: str | os.PathLike[str], hashes: Hashes, *, method: str = "weighted_sum",
-          weight: float = 0.5, blocks: str = "", vae: str | os.PathLike[str] | None = None, dtype: str | torch.dtype | None = None,
-          discard: str = "", force: bool = False, progress: Progress | None = None) -> Merged:
+def merge(models: Sequence[str | os.PathLike[str]], target: str | os.PathLike[str], sha256: Callable[[Path], str], *,
+          method: str = "weighted_sum", weight: float = 0.5, blocks: str = "", vae: str | os.PathLike[str] | None = None,
+          dtype: str | torch.dtype | None = None, discard: str = "", force: bool = False, progress: Progress | None = None) -> Merged:
     """Write A * (1 - m) + B * m, or A + (B - C) * m, or A alone, as a safetensors file.
 
-    models: A, B, C. weight: m. blocks: m for single blocks of the U-Net, see blocks.block_weights. vae: takes the place of A's.
-    dtype: of the weights, None = as A has them. discard: a regular expression; tensors in whose names it is found are left out.
+    models: A, B, C. sha256: gives the hash of one of them, for the recipe. weight: m. blocks: m for single blocks of the U-Net, see
+    blocks.block_weights. vae: takes the place of A's. dtype: of the weights, None = as A has them. discard: a regular
+    expression; tensors in whose names it is found are left out.
     Tables, markers and single numbers are A's; averages and what else training left are left out. The recipe stands in the metadata.
     A may be an inpainting or instruct-pix2pix model whose first convolution reads more channels: those stay A's.
     Raises RequestError, CheckpointError naming the first tensor that does not fit, SaveError, or Cancelled; no half file is left.
@@ -121,7 +122,7 @@ def merge(models: Sequence[str | os.PathLike[str]], target: str | os.PathLike[st
         raise RequestError(f"The expression {discard[:60]!r} discards every tensor; choose a narrower one.", field="discard")
     places = in_order(places, lambda name: owner[name].slot(name).storage.start)
     plan = _Plan(sources=sources, owner=owner, mixed=mixed, shares=shares, way=way)
-    said = _said(sources, hashes, way, weight, blocks, wanted, vae, discard, target)
+    said = _said(sources, sha256, way, weight, blocks, wanted, vae, discard, target)
     return Merged(write.stream(target, places, plan.tensors(places, progress or Progress()), said), notes)
 
 
@@ -138,9 +139,10 @@ class _Plan:
     def tensors(self, places: Mapping[str, Place], progress: Progress) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the new file, in the order of its places."""
         runs = tuple(pieces({name: size_of(self.owner[name].slot(name)) * len(self.sources) for name in places}))
+        started = progress.clock()
         for number, run in enumerate(runs):
             progress.check()
-            progress.at(stage="merging", batches=1, step=number, steps=len(runs))
+            progress.at(stage="merging", batches=1, step=number, steps=len(runs), started=started)
             own = self._own(run)
             others = [_values(source, [name for name in run if name in self.mixed]) for source in self.sources[1:]]
             for name in run:
@@ -284,8 +286,7 @@ def _differences(first: Source, other: Source) -> Iterator[str]:
 def _place(name: str, slot: Slot, wanted: torch.dtype | None) -> Place:
     own: torch.dtype = getattr(torch, slot.dtype)
     keeps = wanted is None or not own.is_floating_point or keeps_type(name, slot.shape)
-    shape = (*slot.shape, 1, 1) if len(slot.shape) == 2 and name.startswith(VAE) and CONVOLVED.fullmatch(name) else slot.shape
-    return own if keeps or wanted is None else wanted, shape
+    return own if keeps or wanted is None else wanted, placed(name, slot.shape)
 
 
 def _values(source: Source, names: Sequence[str]) -> dict[str, Tensor]:
@@ -294,10 +295,10 @@ def _values(source: Source, names: Sequence[str]) -> dict[str, Tensor]:
     return {back[origin]: tensor for origin, tensor in read.weights(source.path, back.__contains__).items()} if names else {}
 
 
-def _said(sources: tuple[Source, ...], hashes: Hashes, way: Method, weight: float, blocks: str, wanted: torch.dtype | None,
+def _said(sources: tuple[Source, ...], sha256: Callable[[Path], str], way: Method, weight: float, blocks: str, wanted: torch.dtype | None,
           vae: str | os.PathLike[str] | None, discard: str, target: Path) -> dict[str, str]:
     """A's metadata with the recipe, under the names by which A1111 keeps it."""
-    digests = [hashes.sha256(source.path) for source in sources] + [""] * (len(ORDINALS) - len(sources))
+    digests = [sha256(source.path) for source in sources] + [""] * (len(ORDINALS) - len(sources))
     models: dict[str, object] = {}
     for source, digest in zip(sources, digests, strict=False):
         metadata = source.contents.metadata

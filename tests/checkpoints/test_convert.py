@@ -120,6 +120,14 @@ def test_metadata_stay_old_hashes_go_and_the_new_one_is_that_of_the_bytes(source
     assert found["modelspec.hash_sha256"] == "0x" + hashlib.sha256(behind).hexdigest()
 
 
+def test_linear_attention_of_a_diffusers_vae_becomes_the_convolution_of_single_files(tmp_path):
+    vae = {f"first_stage_model.{name}": tensor for name, tensor in tiny.draw(tiny.vae_shapes(mult=(1, 1)), 3).items()}
+    linear = {name: tensor[:, :, 0, 0].contiguous() if ".attn_1." in name and tensor.dim() == 4 else tensor for name, tensor in vae.items()}
+    save_file(linear, tmp_path / "a.safetensors")
+    assert linear["first_stage_model.encoder.mid.attn_1.q.weight"].dim() == 2
+    assert same(load_file(convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")), vae)
+
+
 def test_what_lies_beside_the_file_is_taken_into_it(full, tmp_path):
     save_file(full, tmp_path / "a.safetensors", metadata={"modelspec.title": "Full"})
     (tmp_path / "a.yaml").write_text("model:\n  params:\n    parameterization: v\n")

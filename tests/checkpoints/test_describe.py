@@ -63,7 +63,7 @@ def test_markers_averages_and_mixed_types_are_seen(tmp_path):
 
 
 def test_hashes_are_computed_only_when_asked_for(path, tmp_path):
-    found = describe(path, Hashes(tmp_path / "hashes.json"))
+    found = describe(path, Hashes(tmp_path / "hashes.json").sha256)
     raw = path.read_bytes()
     assert found.sha256 == hashlib.sha256(raw).hexdigest() and found.shorthash == found.sha256[:10]
     assert found.legacy_hash == hashlib.sha256(raw[0x100000:0x110000]).hexdigest()[:8] == describe(path).legacy_hash
