@@ -31,10 +31,10 @@ def _affine(name: str, *shape: int) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
-def _resblock(name: str, before: int, after: int, time: int) -> Shapes:
+def _resblock(name: str, before: int, after: int, time: int, scale_shift: bool = False) -> Shapes:
     shapes = {
         **_affine(f"{name}.in_layers.0", before), **_affine(f"{name}.in_layers.2", after, before, 3, 3),
-        **_affine(f"{name}.emb_layers.1", after, time),
+        **_affine(f"{name}.emb_layers.1", 2 * after if scale_shift else after, time),
         **_affine(f"{name}.out_layers.0", after), **_affine(f"{name}.out_layers.3", after, after, 3, 3),
     }
     return shapes if before == after else {**shapes, **_affine(f"{name}.skip_connection", after, before, 1, 1)}
@@ -47,52 +47,73 @@ def _attention(name: str, width: int, context: int) -> Shapes:
     }
 
 
-def _transformer(name: str, width: int, context: int, depth: int, linear: bool) -> Shapes:
+def _transformer(name: str, width: int, context: int, depth: int, linear: bool, text_only: bool = False) -> Shapes:
     projection = (width, width) if linear else (width, width, 1, 1)
     shapes = {**_affine(f"{name}.norm", width), **_affine(f"{name}.proj_in", *projection)}
     for block in (f"{name}.transformer_blocks.{index}" for index in range(depth)):
-        shapes |= _attention(f"{block}.attn1", width, width) | _attention(f"{block}.attn2", width, context)
+        shapes |= _attention(f"{block}.attn1", width, context if text_only else width) | _attention(f"{block}.attn2", width, context)
         shapes |= _affine(f"{block}.ff.net.0.proj", 8 * width, width) | _affine(f"{block}.ff.net.2", width, 4 * width)
         for norm in ("norm1", "norm2", "norm3"):
             shapes |= _affine(f"{block}.{norm}", width)
     return shapes | _affine(f"{name}.proj_out", *projection)
 
 
+def _cells(name: str, width: int) -> Shapes:
+    """The attention of models without a text."""
+    return {**_affine(f"{name}.norm", width), **_affine(f"{name}.qkv", 3 * width, width, 1), **_affine(f"{name}.proj_out", width, width, 1)}
+
+
 def unet_shapes(
     *, width: int = 32, mult: tuple[int, ...] = MULT, res_blocks: int = 2, depths: tuple[int, ...] = (1, 1, 1, 0),
     middle_depth: int = 1, context: int = 64, in_channels: int = 4, out_channels: int = 4, linear: bool = False, label: int = 0,
+    up_depths: tuple[tuple[int, ...], ...] = (), text_only: tuple[bool, ...] = (), classes: int = 0, scale_shift: bool = False,
+    updown: bool = False,
 ) -> Shapes:
-    """The U-Net's names without prefix. depths: transformer blocks of each level; label: inputs of the label MLP, 0 = none."""
+    """The U-Net's names without prefix. depths: transformer blocks of each level; label: inputs of the label MLP, classes: rows of the
+    label table, 0 = none. context 0: attention of cells only. up_depths: of each output block where they differ from depths, finest
+    level first, its first block first. middle_depth -1: one residual block only; -2: nothing. updown: residual blocks change the size."""
     time, channels = 4 * width, width
+
+    def attention(name: str, level: int, depth: int) -> Shapes:
+        only = bool(text_only) and text_only[level]
+        return _transformer(name, channels, context, depth, linear, only) if context else _cells(name, channels)
+
     shapes = {**_affine("time_embed.0", time, width), **_affine("time_embed.2", time, time)}
     if label:
         shapes |= _affine("label_emb.0.0", time, label) | _affine("label_emb.0.2", time, time)
+    if classes:
+        shapes |= {"label_emb.weight": (classes, time)}
     shapes |= _affine("input_blocks.0.0", width, in_channels, 3, 3)
     skips, index = [width], 1
     for level, factor in enumerate(mult):
         for _ in range(res_blocks):
-            shapes |= _resblock(f"input_blocks.{index}.0", channels, width * factor, time)
+            shapes |= _resblock(f"input_blocks.{index}.0", channels, width * factor, time, scale_shift)
             channels = width * factor
             if depths[level]:
-                shapes |= _transformer(f"input_blocks.{index}.1", channels, context, depths[level], linear)
+                shapes |= attention(f"input_blocks.{index}.1", level, depths[level])
             skips.append(channels)
             index += 1
         if level < len(mult) - 1:
-            shapes |= _affine(f"input_blocks.{index}.0.op", channels, channels, 3, 3)
+            shapes |= (_resblock(f"input_blocks.{index}.0", channels, channels, time, scale_shift) if updown
+                       else _affine(f"input_blocks.{index}.0.op", channels, channels, 3, 3))
             skips.append(channels)
             index += 1
-    shapes |= _resblock("middle_block.0", channels, channels, time)
-    shapes |= _transformer("middle_block.1", channels, context, middle_depth, linear)
-    shapes |= _resblock("middle_block.2", channels, channels, time)
+    if middle_depth > -2:
+        shapes |= _resblock("middle_block.0", channels, channels, time, scale_shift)
+    if middle_depth >= 0:
+        shapes |= _transformer("middle_block.1", channels, context, middle_depth, linear) if context else _cells("middle_block.1", channels)
+        shapes |= _resblock("middle_block.2", channels, channels, time, scale_shift)
     index = 0
     for level, factor in reversed(list(enumerate(mult))):
         for block in range(res_blocks + 1):
-            shapes |= _resblock(f"output_blocks.{index}.0", channels + skips.pop(), width * factor, time)
+            depth = up_depths[level][block] if up_depths else depths[level]
+            shapes |= _resblock(f"output_blocks.{index}.0", channels + skips.pop(), width * factor, time, scale_shift)
             channels = width * factor
-            if depths[level]:
-                shapes |= _transformer(f"output_blocks.{index}.1", channels, context, depths[level], linear)
+            if depth:
+                shapes |= attention(f"output_blocks.{index}.1", level, depth)
             if level and block == res_blocks:
-                shapes |= _affine(f"output_blocks.{index}.{2 if depths[level] else 1}.conv", channels, channels, 3, 3)
+                last = f"output_blocks.{index}.{2 if depth else 1}"
+                shapes |= _resblock(last, channels, channels, time, scale_shift) if updown else _affine(f"{last}.conv", channels, channels, 3, 3)
             index += 1
     return shapes | _affine("out.0", channels) | _affine("out.2", out_channels, channels, 3, 3)
 

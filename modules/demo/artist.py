@@ -42,5 +42,5 @@ class Artist:
         with self._resources.models.borrow(self._request.checkpoint, self._request.vae) as model:
             weight = next(model.vae.parameters())
             mean, _ = model.vae.encode(convert.to_pixels(image).to(weight.device, weight.dtype))
-            latent = (mean.float() - model.latent.shift) * model.latent.scale
+            latent = model.latent.to_model(mean.float())
             return convert.to_images(preview.decode(model, latent))[0]

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -12,8 +12,11 @@ T = TypeVar("T")
 
 WRAPPERS = ("module.", "_orig_mod.")                        # DataParallel and torch.compile put these before every name
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+OPEN_TEXT = "cond_stage_model.model."                       # OpenCLIP's tower of SD2
+XL_FIRST, XL_SECOND, XL_ALONE = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.", "conditioner.embedders.0.model."
 TEXT_WITHOUT_WRAPPER = tuple(TEXT + part for part in ("embeddings.", "encoder.", "final_layer_norm."))
-NOT_IN_TEXT = re.compile(r".*\.position_ids$|logit_scale$|text_projection(\.weight)?$")
+NOT_IN_TEXT = re.compile(r".*\.position_ids$|logit_scale$|attn_mask$")
+PROJECTION = "text_projection.weight"
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.")
 
 DIFFUSERS_VAE = "decoder.up_blocks.0.resnets.0.norm1.weight"
@@ -44,9 +47,40 @@ def unet_part(tensors: Mapping[str, T]) -> dict[str, T]:
     return part(tensors, UNET)
 
 
-def text_part(tensors: Mapping[str, T]) -> dict[str, T]:
-    """The CLIP tower of a checkpoint with plain names, without what is no weight of it."""
-    return {name: tensor for name, tensor in part(tensors, TEXT).items() if not NOT_IN_TEXT.match(name)}
+def text_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The CLIP tower under this prefix in HF's names, without what is no weight of it; no number is copied."""
+    found = {name: tensor for name, tensor in part(tensors, prefix).items() if not NOT_IN_TEXT.match(name)}
+    return dict(_from_open_clip(found)) if in_open_clip_names(found) else found
+
+
+def in_open_clip_names(names: Iterable[str]) -> bool:
+    return any(name.startswith("transformer.resblocks.") for name in names)
+
+
+OPEN_CLIP = MappingProxyType({
+    "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2", "attn.out_proj": "self_attn.out_proj",
+})
+OPEN_CLIP_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)$")
+
+
+def _from_open_clip(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """OpenCLIP's names -> HF's. q, k and v are the thirds of one tensor there; the projection stands the other way round."""
+    for name, tensor in tensors.items():
+        found = OPEN_CLIP_LAYER.match(name)
+        if found:
+            layer = f"text_model.encoder.layers.{found[1]}"
+            if found[2] == "attn.in_proj":
+                for part_, third in zip("qkv", tensor.chunk(3), strict=True):
+                    yield f"{layer}.self_attn.{part_}_proj.{found[3]}", third
+            else:
+                yield f"{layer}.{OPEN_CLIP.get(found[2], found[2])}.{found[3]}", tensor
+        elif name == "text_projection":
+            yield PROJECTION, tensor.t()
+        elif name == "positional_embedding":
+            yield "text_model.embeddings.position_embedding.weight", tensor
+        else:
+            yield name.replace("token_embedding.", "text_model.embeddings.token_embedding.").replace(
+                "ln_final.", "text_model.final_layer_norm."), tensor
 
 
 def vae_part(tensors: Mapping[str, T]) -> dict[str, T]:

@@ -9,26 +9,50 @@ from torch import nn
 
 from modules.core.errors import CheckpointError
 from modules.families.base import Weights
-from modules.families.keys import reshaped, text_part, unet_part
-from modules.families.shapes import clip_config, shapes_of, unet_config
+from modules.families.keys import PROJECTION, TEXT, part, reshaped, text_part, unet_part
+from modules.families.shapes import bert_config, clip_config, shapes_of, size, unet_config
+from modules.networks.bert import BertText, ClassEmbedder
 from modules.networks.clip import ClipText
 from modules.networks.unet import UNet
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def unet_from(weights: Weights, hints: Mapping[str, str]) -> UNet:
-    """The U-Net under `model.diffusion_model.` of plain names. Raises CheckpointError naming the first missing tensor."""
+def unet_from(weights: Weights, hints: Mapping[str, str], heads: Mapping[str, int] | None = None) -> UNet:
+    """The U-Net under `model.diffusion_model.` of plain names; heads as shapes.unet_config takes them.
+
+    Raises CheckpointError naming the first missing tensor.
+    """
     found = unet_part(weights)
-    config = unet_config(shapes_of(found), hints)
+    config = unet_config(shapes_of(found), hints, heads)
     return fitted(lambda: UNet(config), found)
 
 
-def tower_from(weights: Weights, hints: Mapping[str, str]) -> ClipText:
-    """The CLIP-L tower under `cond_stage_model.transformer.` of plain names. Raises CheckpointError naming the first missing tensor."""
-    found = text_part(weights)
-    config = clip_config(shapes_of(found))
+def tower_from(weights: Weights, prefix: str, *, open_clip: bool = False, layer: int = 0, final_norm: bool = True,
+               pooled: bool = False) -> ClipText:
+    """The CLIP tower under this prefix of plain names, in HF's or OpenCLIP's names; what is read of it as in shapes.clip_config.
+
+    Raises CheckpointError naming the first missing tensor.
+    """
+    found = text_part(weights, prefix)
+    if not pooled:
+        found.pop(PROJECTION, None)
+    config = clip_config(shapes_of(found), open_clip=open_clip, layer=layer, final_norm=final_norm, pooled=pooled)
     return fitted(lambda: ClipText(config), found)
+
+
+def bert_from(weights: Weights) -> BertText:
+    """The first models' text encoder. Raises CheckpointError naming the first missing tensor."""
+    found = {name: tensor for name, tensor in part(weights, TEXT).items() if not name.startswith("to_logits.")}
+    config = bert_config(shapes_of(found))
+    return fitted(lambda: BertText(config), found)
+
+
+def classes_from(weights: Weights) -> ClassEmbedder:
+    """The table of classes of the first models. Raises CheckpointError."""
+    found = part(weights, "cond_stage_model.")
+    shape = [size(shapes_of(found), "embedding.weight", axis) for axis in (0, 1)]
+    return fitted(lambda: ClassEmbedder(*shape), {name: tensor for name, tensor in found.items() if name == "embedding.weight"})
 
 
 def fitted(make: Callable[[], Network], weights: Weights) -> Network:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from modules.core.errors import CheckpointError
 from modules.families.base import Header, Weights
+from modules.networks.bert import BertConfig
 from modules.networks.clip import ClipConfig
 from modules.networks.unet import Level, UNetConfig
 
 HEAD_DIM_OF_CLIP = 64                                       # in every published CLIP text tower
+WORD_PIECES = 30522                                         # ids of BERT's English vocabulary
 
 
 def shapes_of(weights: Weights) -> dict[str, tuple[int, ...]]:
@@ -34,7 +36,7 @@ def count(shapes: Header, prefix: str) -> int:
 def head_rule(shapes: Header, hints: Mapping[str, str]) -> dict[str, int]:
     """`heads` or `head_dim` of a U-Net: the one thing that no shape tells. The hints "easel.heads" and "easel.head_dim" come first.
 
-    Else as the published models have it: 8 heads where proj_in is a convolution (LDM, SD1) or a noise level is told beside it (x4 upscaler),
+    Else as published: 8 heads where proj_in is a convolution (LDM, SD1) or a noise level is told beside the text (x4 upscaler),
     64 channels a head where it is linear (SD2, SDXL); without a text 32 channels a head, but 8 heads for inpainting (twice the latent
     and a mask) and where the time scales and shifts.
     """
@@ -162,8 +164,12 @@ def check_groups(channels: list[int], groups: int) -> None:
                                   "its metadata must say easel.norm_groups.")
 
 
-def clip_config(shapes: Header, *, quick_gelu: bool = True, pad_id: int = 49407) -> ClipConfig:
-    """Sizes of the CLIP text tower with these tensors (names from `text_model.` on). Raises CheckpointError naming what is missing."""
+def clip_config(shapes: Header, *, open_clip: bool = False, layer: int = 0, final_norm: bool = True, pooled: bool = False) -> ClipConfig:
+    """Sizes of the CLIP text tower with these tensors (HF's names from `text_model.` on). Raises CheckpointError naming what is missing.
+
+    open_clip: of OpenCLIP's training (exact GELU, chunks filled with zeros), else of OpenAI's. layer, final_norm: what is read of it;
+    pooled: whether its vector for the whole text is wanted.
+    """
     tokens = "text_model.embeddings.token_embedding.weight"
     width = size(shapes, tokens, 1)
     heads = max(1, width // HEAD_DIM_OF_CLIP)
@@ -174,6 +180,27 @@ def clip_config(shapes: Header, *, quick_gelu: bool = True, pad_id: int = 49407)
         vocabulary=size(shapes, tokens),
         positions=size(shapes, "text_model.embeddings.position_embedding.weight"),
         heads=heads if width % heads == 0 else 1,
-        activation="quick_gelu" if quick_gelu else "gelu",
-        pad_id=pad_id,
+        activation="gelu" if open_clip else "quick_gelu",
+        pad_id=0 if open_clip else 49407,
+        layer=layer,
+        final_norm=final_norm,
+        projection=size(shapes, "text_projection.weight") if pooled else 0,
+    )
+
+
+def bert_config(shapes: Header) -> BertConfig:
+    """Sizes of the first models' text encoder (names from `token_emb.` on). Raises CheckpointError naming what is missing.
+
+    One of 30,522 ids reads words, any other boxes; heads are 64 wide where that divides, else there are 8.
+    """
+    inner = size(shapes, "attn_layers.layers.0.1.to_q.weight")
+    vocabulary = size(shapes, "token_emb.weight")
+    return BertConfig(
+        width=size(shapes, "token_emb.weight", 1),
+        layers=count(shapes, "attn_layers.layers.") // 2,
+        inner=inner,
+        vocabulary=vocabulary,
+        positions=size(shapes, "pos_emb.emb.weight"),
+        heads=inner // HEAD_DIM_OF_CLIP if inner % HEAD_DIM_OF_CLIP == 0 else 8 if inner % 8 == 0 else 1,
+        reads="bert" if vocabulary == WORD_PIECES else "boxes",
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modules.core.errors import Cancelled, NanError
 from modules.core.progress import Progress
-from modules.families.base import Model
+from modules.families.base import Framing, Model
 from modules.imaging import convert
 from modules.imaging.metadata import pixels_sha256
 from modules.pipeline import infotext, preview, provenance
@@ -55,17 +55,28 @@ def generate(request: Request, resources: Resources) -> Result:
 
 def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
     """The pictures of one batch, finished but not delivered. Raises Cancelled when stopped before the first step."""
-    told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
+    told = texts_of(batch, model, resources)
     begin = start(batch, model)
     progress = resources.progress
     progress.at(steps=len(begin.sigmas) - 1)
     done = denoise(
         model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
-        conditioning_at=lambda call: [texts.at(call) for texts in told], cfg_scale=batch.request.cfg_scale, noise=begin.noise,
+        conditioning_at=lambda call: [texts.at(call) for texts in told], noise=begin.noise,
+        cfg_scale=batch.request.cfg_scale if model.guided else 1.0,
         knobs=knobs(batch.request), on_step=watcher(model, batch.request, progress), check=progress.check)
     progress.at(stage="decoding")
     return [picture_of(slot, batch.request, model, pixels, done.complete)
             for slot, pixels in zip(batch.slots, decoded(model, done.latent), strict=True)]
+
+
+def texts_of(batch: Batch, model: Model, resources: Resources) -> list[Encoded]:
+    """What the model is told of each picture: its texts, and beside them what its family wants to know."""
+    told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
+    if model.family.beside is None:
+        return told
+    framing = Framing(width=batch.request.width, height=batch.request.height)
+    prompt, negative = (model.family.beside(model, framing, which) for which in (False, True))
+    return [texts.beside(prompt, negative) for texts in told]
 
 
 def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> Encoded:
@@ -74,7 +85,8 @@ def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> 
     return encode_program(
         timeline.program(slot.text, slot.negative_prompt, calls), model.text, resources.tokenizer, clip_skip=request.clip_skip,
         emphasis=request.emphasis, comma_padding_backtrack=request.comma_padding_backtrack, device=model.device,
-        cache=resources.encodings, identity=(model.sha256, model.title, str(model.dtype)))
+        cache=resources.encodings, identity=(model.sha256, model.title, str(model.dtype)),
+        zero_empty_negative=model.family.zero_empty_negative)
 
 
 def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int, Tensor], None]:

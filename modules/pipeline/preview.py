@@ -32,7 +32,7 @@ def decode(model: Model, latent: Tensor) -> Tensor:
     """Pixels (B, 3, H, W) in -1..1 of a latent (B, C, h, w) as the U-Net knows it, in the VAE's own dtype."""
     dtype = next(model.vae.parameters()).dtype
     decode_: Callable[[Tensor], Tensor] = model.vae.decode        # type: ignore[assignment]  # every VAE has it
-    return decode_((latent / model.latent.scale + model.latent.shift).to(dtype))
+    return decode_(model.latent.from_model(latent).to(dtype))
 
 
 def draw(latent: Tensor, map_: Tensor, size: tuple[int, int]) -> Image.Image:

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from modules.prompts.timeline import PromptProgram, Schedule
 from modules.prompts.chunk import Chunk
+from modules.prompts.timeline import PromptProgram, Schedule
 from modules.prompts.tokens import Tokenizer, chunks
 from modules.sampling.conditioning import Conditioning
 
@@ -100,9 +100,8 @@ def pad_to(cond: Conditioning, tokens: int, empty: Conditioning) -> Conditioning
 
 def repeat_last(cond: Conditioning, tokens: int) -> Conditioning:
     """Fill up to `tokens` with the last vector, as the parts of AND are brought to one length."""
-    assert cond.cross is not None
-    missing = tokens - cond.cross.shape[1]
-    if missing <= 0:
+    missing = tokens - _tokens(cond)
+    if missing <= 0 or cond.cross is None:
         return cond
     return replace(cond, cross=torch.cat([cond.cross, cond.cross[:, -1:].expand(-1, missing, -1)], dim=1))
 
@@ -167,14 +166,20 @@ class Encoded:
         """((weight, cond) of each part of AND, uncond) of one denoiser call (from 0), every cross (1, T, C)."""
         return tuple((weight, timed.at(call)) for weight, timed in self.parts), self.negative.at(call)
 
+    def beside(self, prompt: Conditioning, negative: Conditioning) -> Encoded:
+        """The same texts with what else is told: the vector behind a text's own, everything else as it is. One row each."""
+        return Encoded(tuple((weight, _each(timed, lambda cond: _joined(cond, prompt))) for weight, timed in self.parts),
+                       _each(self.negative, lambda cond: _joined(cond, negative)))
+
 
 def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1,
                    emphasis: str = "Original", comma_padding_backtrack: int = 20, device: torch.device | str = "cpu",
-                   cache: EncodeCache | None = None, identity: Hashable = None) -> Encoded:
+                   cache: EncodeCache | None = None, identity: Hashable = None, zero_empty_negative: bool = False) -> Encoded:
     """Every text of the program, each encoded once and alone.
 
     The steps of one schedule are filled with empty chunks to its own longest, the parts of AND by their last vector.
     identity: what the towers are (checkpoint hash, adapters on it, dtype); part of the cache's key.
+    zero_empty_negative: a negative prompt that is empty at every step becomes zeros, not the encoding of the empty text.
     """
     kept = EncodeCache() if cache is None else cache
 
@@ -186,9 +191,10 @@ def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenize
 
     parts = [(part.weight, _timed(part.times, encoded)) for part in program.parts]
     tokens = max(_tokens(timed.conds[0]) for _, timed in parts)
-    return Encoded(
-        tuple((weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts),
-        _timed(program.negative, encoded))
+    negative = _timed(program.negative, encoded)
+    if zero_empty_negative and all(text == "" for _, text in program.negative):
+        negative = _each(negative, _zeros)
+    return Encoded(tuple((weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts), negative)
 
 
 def _timed(times: Schedule, encoded: Callable[[str], Conditioning]) -> Timed:
@@ -200,8 +206,17 @@ def _timed(times: Schedule, encoded: Callable[[str], Conditioning]) -> Timed:
 
 
 def _tokens(cond: Conditioning) -> int:
-    assert cond.cross is not None
-    return cond.cross.shape[1]
+    return 0 if cond.cross is None else cond.cross.shape[1]
+
+
+def _zeros(cond: Conditioning) -> Conditioning:
+    return Conditioning(cross=None if cond.cross is None else torch.zeros_like(cond.cross),
+                        vector=None if cond.vector is None else torch.zeros_like(cond.vector))
+
+
+def _joined(cond: Conditioning, other: Conditioning) -> Conditioning:
+    vectors = [vector for vector in (cond.vector, other.vector) if vector is not None]
+    return replace(cond, vector=torch.cat(vectors, dim=1) if vectors else None, concat=other.concat, label=other.label)
 
 
 def _each(timed: Timed, change: Callable[[Conditioning], Conditioning]) -> Timed:

@@ -92,7 +92,7 @@ def network_rows(unet: nn.Module, prediction: Prediction, check: Callable[[], No
             x_in = x.to(device, dtype)
             if told.concat is not None:
                 x_in = torch.cat((x_in, told.concat), dim=1)
-            extra = {} if told.vector is None else {"vector": told.vector}
+            extra = {name: value for name, value in (("vector", told.vector), ("label", told.label)) if value is not None}
             return unet(x_in, seen_timesteps(timesteps.to(device), dtype), told.cross, **extra).to(x.device, x.dtype)
 
         return prediction.denoised(network, rows.x, rows.sigma)

@@ -1,4 +1,5 @@
-"""What a network's output means: noise ("eps") or velocity ("v") -> the clean latent; noise level <-> training index."""
+"""What a network's output means: noise ("eps"), velocity ("v"), the picture ("x0") or a mix of them ("edm") -> the clean latent;
+noise level <-> training index."""
 from __future__ import annotations
 
 import math
@@ -15,20 +16,27 @@ Network = Callable[[Tensor, Tensor], Tensor]                # (x_in (B, C, h, w)
 TERMINAL_ALPHA = 4.8973451890853435e-08                     # alphas_cumprod at the last index after zero_terminal_snr
 
 
+Kind = Literal["eps", "v", "x0", "edm"]
+
+
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """How one network was trained: what it predicts, and how much of the picture was left at each training index.
 
-    alphas_cumprod: (T,) float32 on the CPU, falling; T = 1000 for every model of the Stable Diffusion line.
+    alphas_cumprod: (T,) float32 (float64 where they are close to 1) on the CPU, falling; T = 1000 for every model of this line.
+    continuous: the network is told 0.25 ln(sigma) and not an index (Karras et al. 2022, arXiv:2206.00364, table 1).
+    data_std: of the latents that "edm" was trained on.
     """
 
-    kind: Literal["eps", "v"]
+    kind: Kind
     alphas_cumprod: Tensor
+    continuous: bool = False
+    data_std: float = 0.5
 
     @cached_property
     def sigmas(self) -> Tensor:
         """(T,) float32 on the CPU, rising: sqrt((1 - alpha) / alpha) of each training index."""
-        alphas = self.alphas_cumprod.detach().to("cpu", torch.float32).double()
+        alphas = self.alphas_cumprod.detach().cpu().double()
         return ((1 - alphas) / alphas).sqrt().float()
 
     @cached_property
@@ -57,17 +65,27 @@ class Prediction:
         below, above = self._log_sigmas[low], self._log_sigmas[low + 1]
         return (below + (index - low) * (above - below)).exp().float()
 
+    def told(self, sigma: Tensor | float) -> Tensor:
+        """What the network is told of a noise level: its training index, or 0.25 ln(sigma); float32 on the CPU."""
+        return 0.25 * torch.as_tensor(sigma, device="cpu", dtype=torch.float32).log() if self.continuous else self.t_of(sigma)
+
     def denoised(self, network: Network, x: Tensor, sigma: Tensor) -> Tensor:
         """The clean latent (B, C, h, w) that the network sees in x (B, C, h, w) = latent + sigma * noise; sigma is one level for all rows.
 
-        eps: x - sigma * F. v (Salimans and Ho 2022, arXiv:2202.00512): x / (sigma^2 + 1) - F * sigma / sqrt(sigma^2 + 1).
-        F is the network at x / sqrt(sigma^2 + 1), which has unit variance, and at the index of sigma.
+        eps: x - sigma * F. v (Salimans and Ho 2022, arXiv:2202.00512): x / (sigma^2 + 1) - F * sigma / sqrt(sigma^2 + 1). x0: F.
+        F is the network at x / sqrt(sigma^2 + 1), which has unit variance, and at what it is told of sigma.
+        edm (Karras et al. 2022, table 1), d = data_std: x * d^2 / (sigma^2 + d^2) + F * sigma * d / sqrt(sigma^2 + d^2), F at
+        x / sqrt(sigma^2 + d^2).
         """
         level = float(sigma)
-        scale = math.hypot(level, 1.0)
-        output = network(x / scale, self.t_of(sigma).reshape(1).to(x.device).expand(len(x)))
+        scale = math.hypot(level, self.data_std if self.kind == "edm" else 1.0)
+        output = network(x / scale, self.told(sigma).reshape(1).to(x.device).expand(len(x)))
         if self.kind == "eps":
             return x - level * output
+        if self.kind == "x0":
+            return output
+        if self.kind == "edm":
+            return x * (self.data_std / scale) ** 2 + output * (level * self.data_std / scale)
         return x / scale ** 2 - output * (level / scale)
 
 
@@ -78,6 +96,17 @@ def scaled_linear_alphas(first: float = 0.00085, last: float = 0.012, count: int
     """
     betas = torch.linspace(first ** 0.5, last ** 0.5, count, dtype=torch.float64) ** 2
     return (1 - betas).cumprod(0).float()
+
+
+def linear_alphas(first: float, last: float, count: int = 1000) -> Tensor:
+    """alphas_cumprod (count,) float32 of betas evenly spaced themselves. Ho et al. 2020, arXiv:2006.11239."""
+    return (1 - torch.linspace(first, last, count, dtype=torch.float64)).cumprod(0).float()
+
+
+def continuous_alphas(sigma_min: float, sigma_max: float, count: int = 1000) -> Tensor:
+    """1 / (1 + sigma^2) (count,) float64 of levels evenly spaced in their logarithm: the table of a model that knows no indices."""
+    sigmas = torch.linspace(math.log(sigma_min), math.log(sigma_max), count, dtype=torch.float64).exp()
+    return 1 / (1 + sigmas ** 2)
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

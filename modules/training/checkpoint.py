@@ -87,7 +87,7 @@ def networks_of(path: Path) -> Networks:
     for network in (model.unet, *model.text):
         network.requires_grad_(True)
     stored = read.weights(path, lambda name: name == "scale_factor").get("scale_factor")
-    scale = float(stored) if stored is not None else model.latent.scale
+    scale = float(stored) if stored is not None else float(model.latent.scale)     # type: ignore[arg-type]  # SD1 has one number
     return Networks(unet=model.unet, vae=model.vae, text=model.text[0], scale_factor=scale)
 
 

@@ -25,15 +25,8 @@ def unet(**sizes):
 VAE = under("first_stage_model.", tiny.vae_shapes())
 FILES = {
     "an empty file": {},
-    "SD2": {**unet(linear=True), **VAE, "cond_stage_model.model.ln_final.weight": (64,)},
-    "SDXL checkpoint": {**unet(linear=True, label=96), **clip_l("conditioner.embedders.0.transformer."),
-                        "conditioner.embedders.1.model.ln_final.weight": (64,)},
-    "refiner": {**unet(linear=True, label=96), "conditioner.embedders.0.model.ln_final.weight": (64,)},
-    "SD2 checkpoint": {**unet(linear=True), "conditioner.embedders.0.model.ln_final.weight": (64,)},
-    "Playground": {**unet(linear=True, label=96), "edm_mean": (4,), "conditioner.embedders.1.model.ln_final.weight": (64,)},
-    "latent diffusion": {**unet(), **VAE, "cond_stage_model.transformer.token_emb.weight": (30522, 64)},
-    "first latent diffusion": {**unet(), "cond_stage_model.embedding.weight": (1001, 64)},
-    "the first latent": {f"{U}middle_block.1.qkv.weight": (96, 32, 1), f"{U}input_blocks.0.0.weight": (32, 3, 3, 3), **VAE},
+    "without its text encoders": {**unet(linear=True), **VAE},
+    "label maps": {**unet(), **VAE, "cond_stage_model.channel_mapper.weight": (3, 182, 1, 1)},
     "AltDiffusion": {**unet(), "cond_stage_model.roberta.embeddings.position_ids": (1, 5)},
     "Zero123": {**unet(in_channels=8), **clip_l("cond_stage_model.transformer."), "cc_projection.weight": (64, 68)},
     "SD3": {f"{U}joint_blocks.0.context_block.attn.qkv.weight": (96, 32), f"{U}x_embedder.proj.weight": (32, 16, 2, 2)},

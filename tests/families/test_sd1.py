@@ -6,8 +6,8 @@ import torch
 
 from modules.core.errors import CheckpointError
 from modules.families import keys
-from modules.families.catalogue import family_of
 from modules.families.autoencoders import autoencoder_from
+from modules.families.catalogue import family_of
 from modules.families.sd1 import SD1, build
 from modules.families.shapes import shapes_of
 from modules.sampling.prediction import scaled_linear_alphas
@@ -127,9 +127,8 @@ def test_a_file_without_one_of_its_parts_is_recognised_and_the_part_is_named(wei
     assert word in sentence(build, pruned)
 
 
-@pytest.mark.parametrize("channels, what", [(9, "inpainting"), (8, "instruct-pix2pix"), (5, "5 input channels")])
-def test_a_variant_with_other_inputs_is_refused_by_name(channels, what):
-    assert what in sentence(build, tiny.sd1(in_channels=channels))
+def test_a_variant_with_inputs_that_nobody_published_is_refused():
+    assert "5 input channels" in sentence(build, tiny.sd1(in_channels=5))
 
 
 def test_a_text_tower_of_another_width_is_refused(weights):
