@@ -12,7 +12,7 @@ from modules.core.errors import NotFoundError
 from modules.core.hashing import Hashes
 from modules.core.paths import Paths
 
-CPU = {"device": "cpu", "dtype": torch.float32}
+CPU = {"device": "cpu", "dtype": torch.float32, "kind": "plain"}
 SD2 = """\
 model:
   base_learning_rate: 1.0e-4
