@@ -26,6 +26,7 @@ log = logging.getLogger("easel.pipeline")
 
 TILES = (64, 32, 16, 8)                                     # latent cells: edges that are tried in turn when memory does not suffice
 MAPS = 4.5                                                  # of the largest feature map, in memory at once when nothing is divided
+LACK = ("out of memory", "allocate memory", "enough memory")            # how the allocators of CPU and MPS say it
 SPARE = 0.9                                                 # of the free memory that may be planned with
 Tell = Callable[[str], None]
 T = TypeVar("T")
@@ -157,7 +158,7 @@ def _unless_out_of_memory(make: Callable[[], T]) -> T | None:
     try:
         return make()
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(word in str(error).lower() for word in LACK):
             raise
     return None
 

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import io
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,8 @@ def _measured(device: torch.device) -> Iterator[_Measure]:
 def _peak_begins(device: torch.device) -> int | None:
     """Bytes taken now; the peak is counted anew from here. None where the system cannot."""
     if device.type == "cpu":
+        with suppress(AttributeError, OSError, TypeError):  # glibc: what was freed shall not hide what is taken
+            ctypes.CDLL(None).malloc_trim(0)
         try:
             with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
                 file.write("5")                             # Linux: the high water mark falls to what is taken now

@@ -262,8 +262,18 @@ def test_the_memory_of_sd1_at_1024_pixels_is_guessed_within_reason():
     assert 4 <= latents.memory_needed(full, 128 * 128, 4) / (256 * 1024 * 1024 * 4) <= 5
 
 
-def test_a_mistake_that_is_no_lack_of_memory_is_not_hidden(monkeypatch):
+@pytest.mark.parametrize("words", ["shapes differ", "CUDA error: an illegal memory access was encountered"])
+def test_a_mistake_that_is_no_lack_of_memory_is_not_hidden(words, monkeypatch):
     model = model_of()
-    monkeypatch.setattr(model.vae, "decode", fails(RuntimeError("shapes differ")))
-    with pytest.raises(RuntimeError, match="shapes differ"):
+    monkeypatch.setattr(model.vae, "decode", fails(RuntimeError(words)))
+    with pytest.raises(RuntimeError, match=words):
         latents.decode(model, noise(1, 4, 4, 4))
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="no accelerator here")
+def test_tiles_on_an_accelerator_give_the_undivided_picture_there():
+    device, model, latent = torch.accelerator.current_accelerator(), model_of(), noise(1, 4, *SIZE)
+    model.vae.to(device)
+    model.device = device
+    whole, tiled = latents.decode(model, latent.to(device)), latents.decode(model, latent.to(device), tile=8)
+    assert tiled.device.type == device.type and far(whole, tiled) <= 1e-3
