@@ -14,6 +14,9 @@ from modules.checkpoints.shelf import Shelf
 from modules.core.errors import CheckpointError, UnsafeFileError
 from modules.core.hashing import Hashes
 from modules.core.paths import Paths
+from modules.families import diffusers_names
+from modules.families.keys import text_part
+from tests import tiny_families
 from tests.checkpoints.conftest import picture
 from tests.oracles import published
 
@@ -121,6 +124,28 @@ def test_one_file_with_the_parts_names_before_its_tensors_is_read(networks, tmp_
     tensors = {f"{part}.{name}": tensor.contiguous() for part, network in networks.items() for name, tensor in network.state_dict().items()}
     save_file(tensors, tmp_path / "x.safetensors")
     assert torch.equal(picture(load.load(tmp_path / "x.safetensors", **CPU)), expected)
+
+
+OPEN = ("cond_stage_model.model.", "conditioner.embedders.0.model.", "conditioner.embedders.1.model.")
+TOWERS = ("text_model.", "transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+
+@pytest.mark.parametrize("family", ["SD2", "SD2 inpainting", "SD2 x4 upscaler", "SDXL", "SDXL refiner", "SSD-1B", "KOALA"])
+def test_every_family_is_the_same_in_the_names_of_diffusers(tmp_path, family):
+    stored = {name: tensor.contiguous() for name, tensor in tiny_families.FAMILIES[family](dtype=torch.float16).items()}
+    plain = {name: tensor for name, tensor in stored.items() if not name.startswith(OPEN)}
+    for prefix in OPEN:                                     # towers as transformers has them
+        tower = text_part({name: tensor for name, tensor in stored.items() if name[len(prefix):].startswith(TOWERS)}, prefix)
+        plain |= {prefix + name: tensor.contiguous() for name, tensor in tower.items()}
+    names = diffusers_names.to_diffusers(plain)
+    assert {name for name in plain if name not in names and name.startswith((*OPEN, "model.", "first_stage_model."))} == set()
+    save_file(stored, tmp_path / "plain.safetensors")
+    save_file({names[name]: tensor for name, tensor in plain.items() if name in names}, tmp_path / "theirs.safetensors")
+    ours, theirs = (load.load(tmp_path / f"{which}.safetensors", **CPU, prediction="eps") for which in ("plain", "theirs"))
+    assert ours.family is theirs.family
+    for one, other in zip(load.networks(ours), load.networks(theirs), strict=True):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
 
 
 def test_a_unet_alone_says_what_it_lacks(networks, tmp_path):
