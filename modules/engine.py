@@ -11,18 +11,16 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from modules.core.errors import BusyError, SaveError, WebUIError
-from modules.core.files import copy_atomically, remove_parts
-from modules.core.paths import Paths, clean_name, safe_join
-from modules.core.progress import Progress
+from modules.core.errors import BusyError, WebUIError
+from modules.core.files import remove_parts
+from modules.core.paths import Paths
 from modules.core.settings import Settings, SettingsFile, as_json
 from modules.jobs import store as states
 from modules.jobs.delivery import Delivery
 from modules.jobs.job import Job
-from modules.jobs.lock import Lock, holder
+from modules.jobs.lock import Lock
 from modules.jobs.store import JobRow, Store
 from modules.jobs.worker import Worker
 from modules.pipeline import parameters
@@ -30,7 +28,7 @@ from modules.pipeline.request import Request, Resources, Result
 from modules.sampling import catalogue
 from modules.tools import Library, Tools, request_with
 
-__all__ = ["Engine", "Job", "Library", "history", "request_with", "serving"]    # what faces may take from here
+__all__ = ["Engine", "Job", "Library", "request_with"]     # what faces may take from here
 
 log = logging.getLogger("easel.engine")
 Spine = Callable[[Request, Resources], Result]
@@ -299,98 +297,3 @@ def _subseed(request: Request) -> int:
 def as_json_changed(settings: Settings) -> dict[str, Any]:
     """What differs from the default settings, as JSON values."""
     return as_json(settings.changed())
-
-
-def train(recipe: Path, paths: Paths, progress: Progress) -> Path:
-    """Train what a recipe's file says, or go on with it, and put the checkpoint (or VAE) among the models; its path there.
-
-    States, samples and the loss curve lie in data/training/<recipe's name>. A model of that name that this recipe did not make stays.
-    Raises a WebUIError, Cancelled after progress.interrupt().
-    """
-    # Heavy: torch.
-    from modules.training import recipe as recipes
-    from modules.training.train import train as run
-    told = recipes.Recipe.read(recipe)
-    folder = safe_join(paths.data, "training", clean_name(recipe.stem))
-    shelf = (paths.vae if told.kind == "vae" else paths.checkpoints)[0]
-    mine = folder.exists()
-    file = run(told, folder=folder, progress=progress)
-    if (shelf / file.name).exists() and not mine:
-        raise SaveError(f"There is a {file.name} in {shelf} already, so what was trained stays in {file}; move it, or choose another "
-                        "model.title.")
-    return copy_atomically(file, shelf / file.name)
-
-
-def describe_model(paths: Paths, name: str, *, hashed: bool = True) -> Any:
-    """What a model file is, found by path or name: checkpoints.describe.Description. hashed: with its SHA-256, which reads all of it.
-
-    Raises NotFoundError, CheckpointError.
-    """
-    from modules.checkpoints import errands  # torch, here and below
-    return errands.description(paths, name, hashed)
-
-
-def convert_model(paths: Paths, source: str, target: Path | None, progress: Progress, **how: Any) -> Path:
-    """A model as a safetensors file, see checkpoints.convert.convert. target: None = beside the source. Raises a WebUIError, Cancelled."""
-    from modules.checkpoints import errands
-    return errands.converted(paths, source, target, progress, **how)
-
-
-def merge_models(paths: Paths, models: Sequence[str], target: Path, progress: Progress, **how: Any) -> tuple[Path, tuple[str, ...]]:
-    """One model of several, see checkpoints.merge.merge; its path, and sentences about it. Raises a WebUIError, Cancelled."""
-    from modules.checkpoints import errands
-    made = errands.merged(paths, models, target, progress, **how)
-    return made.path, made.notes
-
-
-def fetch_model(paths: Paths, url: str, sha256: str, kind: str, progress: Progress, name: str = "") -> Path:
-    """A file from an address into the folder of its kind ("checkpoint", "vae", "lora", "embedding"), see checkpoints.fetch.get.
-
-    Only where the user asked for this file. Raises a WebUIError, Cancelled.
-    """
-    from modules.checkpoints import errands
-    return errands.fetched(paths, url, sha256, kind, progress, name)
-
-
-def import_a1111(paths: Paths, folder: Path, read_page: Callable[[str, Any], Any], *, what: Sequence[str], dry: bool) -> Any:
-    """Take over what A1111 has in this folder, see checkpoints.foreign.import_a1111: its Moved. Raises a WebUIError."""
-    from modules.checkpoints.foreign import import_a1111 as move
-    lock = Lock(paths.data)                                 # a running Easel would write its own settings over ours
-    try:
-        return move(folder, paths, read_page, what=what, dry=dry)
-    finally:
-        lock.release()
-
-
-def demo_report(paths: Paths, checkpoint: str, count: int, tell: Callable[[int, int], None]) -> tuple[tuple[str, ...], Any]:
-    """How well a checkpoint ("" = the embedded one) follows words about storybook scenes: lines of a table, and a contact sheet.
-
-    count: prompts, each drawn twice at the checkpoint's own size in 20 steps. tell(done, of) after each picture and may raise to stop.
-    Raises a WebUIError.
-    """
-    # Heavy: torch.
-    from modules.demo.artist import Artist
-    from modules.demo.report import report
-    library = Library(paths)
-    name, _ = library.choose_checkpoint(checkpoint, "")
-    width, height = library.native_size(name, "")
-    artist = Artist(library.shelf, library.tokenizer, Request(checkpoint=name, width=width, height=height, steps=20))
-    made = report(artist.draw, size=min(width, height), count=count, decoded=artist.there_and_back, tell=tell)
-    return (f"{name}, 20 steps", *made.lines()), made.sheet
-
-
-def serving(paths: Paths) -> str:
-    """The address of the Easel that holds this data folder now; "" when none does or it serves no page."""
-    held = holder(paths.data)
-    return held.address if held else ""
-
-
-def history(paths: Paths, limit: int = 50) -> tuple[JobRow, ...]:
-    """The newest jobs of a data folder, newest first, whoever holds it."""
-    if not paths.database.exists():
-        return ()
-    store = Store(paths.database)
-    try:
-        return store.jobs(limit=limit)
-    finally:
-        store.close()

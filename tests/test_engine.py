@@ -14,7 +14,8 @@ import pytest
 
 from modules.core.errors import BusyError, DiskFullError, NanError, NotFoundError, OutOfMemoryError, RequestError, SettingsError
 from modules.core.paths import Paths
-from modules.engine import Engine, serving
+from modules.engine import Engine
+from modules.errands import serving
 from modules.imaging import metadata
 from modules.pipeline.request import Request
 from tests import tiny

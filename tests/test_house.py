@@ -10,15 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"core", "networks"}, {"sampling", "imaging"}, {"families", "prompts"}, {"checkpoints"}, {"adapters", "upscaling"},
-    {"pipeline", "training"}, {"jobs", "demo"}, {"tools"}, {"engine", "extension_loader"}, {"client"}, {"webui", "compat", "cli"}, {"launch"},
+    {"pipeline", "training"}, {"jobs", "demo"}, {"tools"}, {"engine", "errands", "extension_loader"}, {"client"}, {"webui", "compat", "cli"}, {"launch"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 FACES = {"webui", "cli"}
-FACES_MAY = {"engine", "client", "core", "pipeline.request", "pipeline.parameters", "pipeline.infotext", "pipeline.extension", "imaging.metadata"}
+FACES_MAY = {"engine", "errands", "client", "core", "pipeline.request", "pipeline.parameters", "pipeline.infotext", "pipeline.extension", "imaging.metadata"}
 TORCH_FREE = (
     "core.errors", "core.paths", "core.files", "core.options", "core.settings", "core.hardware", "core.hashing", "core.progress",
     "pipeline.request", "pipeline.parameters", "pipeline.infotext", "pipeline.provenance", "imaging.metadata", "prompts.grammar",
-    "sampling.catalogue", "jobs.store", "engine", "client", "cli",
+    "sampling.catalogue", "jobs.store", "engine", "errands", "client", "cli",
 )
 
 

@@ -18,14 +18,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.cli import import_a1111, models
+from modules.cli import import_a1111, models, vae_bench
 from modules.cli.makers import Made, maker, say
 from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
 from modules.core.paths import Paths
-from modules.engine import demo_report as judge
-from modules.engine import history, train
+from modules.errands import demo_report as judge
+from modules.errands import history, train
+from modules.errands import vae_bench as bench
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
 
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--count", type=int, default=256, metavar="N", help="prompts, drawn with and without unknown words (default: 256)")
     judged.add_argument("--sheet", type=Path, metavar="FILE", help="a .png for the contact sheet (default: demo-report.png in the data)")
     judged.add_argument("--quiet", action="store_true", help="no progress line")
+    vae_bench.add(_command(commands, "vae-bench", vae_bench.run, "compare VAEs: the same latent, and a picture there and back"), bench)
     for command in (draw, again, up):
         command.add_argument("--server", metavar="URL", help="let the Easel at this address do the work")
         command.add_argument("--auth", metavar="USER:PASSWORD", help="credentials for that server")

@@ -10,7 +10,7 @@ from typing import Any
 from modules.cli.makers import say
 from modules.cli.words import print_json
 from modules.core.paths import Paths
-from modules.engine import import_a1111
+from modules.errands import import_a1111
 from modules.pipeline import parameters
 from modules.pipeline.request import Request
 

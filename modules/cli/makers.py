@@ -14,7 +14,8 @@ from modules import client as remote
 from modules.core.errors import BusyError, NotFoundError, RequestError, WebUIError
 from modules.core.paths import Paths
 from modules.core.settings import SettingsFile
-from modules.engine import Engine, Library, request_with, serving
+from modules.engine import Engine, Library, request_with
+from modules.errands import serving
 
 LOOK = 0.1                                                  # seconds between two progress lines
 ENDING = 2.0                                                # seconds that a cancelled job has to end by itself

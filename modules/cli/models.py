@@ -10,7 +10,8 @@ from typing import Any
 from modules.cli.makers import say
 from modules.cli.words import print_json, shower, watched
 from modules.core.paths import Paths
-from modules.engine import Library, convert_model, describe_model, fetch_model, merge_models
+from modules.engine import Library
+from modules.errands import convert_model, describe_model, fetch_model, merge_models
 
 DTYPES = ("float32", "float16", "bfloat16")
 METHODS = ("weighted_sum", "add_difference", "no_interpolation")

@@ -12,7 +12,7 @@ from modules.cli.words import shower
 from modules.core.files import write_atomically
 from modules.core.paths import Paths
 
-# (paths, VAE names, image=, latent=, scale=, size=, tell=) -> lines of the table, the CSV file's text, the picture; see engine.vae_bench
+# (paths, VAE names, image=, latent=, scale=, size=, tell=) -> lines of the table, the CSV file's text, the picture; see errands.vae_bench
 Bench = Callable[..., tuple[tuple[str, ...], str, Any]]
 
 
