@@ -116,8 +116,9 @@ def test_the_names_of_the_published_unet_are_those_that_diffusers_converts_and_l
     oracles.unet(tensors, oracles.sizes(name))
 
 
-@pytest.mark.parametrize("model, file, prefix", [("ViT-H-14", "SD2", OPEN), ("ViT-H-14", "SD-Turbo", ALONE), ("ViT-bigG-14", "SDXL", SECOND),
-                                                 ("ViT-bigG-14", "SDXL refiner", ALONE)])
+@pytest.mark.parametrize("model, file, prefix", [
+    ("ViT-H-14", "SD2", OPEN), ("ViT-H-14", "SD-Turbo", ALONE), ("ViT-bigG-14", "SDXL", SECOND), ("ViT-bigG-14", "SDXL refiner", ALONE),
+])
 def test_the_openclip_tower_has_the_names_and_sizes_that_open_clip_publishes(model, file, prefix):
     """Built from open_clip's own configuration; a tower that gives no vector for the whole text leaves the projection out."""
     open_clip, ours = oracles.open_clip_package(), built(file).text[-1]
@@ -156,7 +157,8 @@ def test_the_encoder_of_the_first_models_has_the_published_size(name):
     ours = built(name).text[0]
     with torch.device("meta"):
         theirs = oracles.empty_bert(width=width, layers=layers, vocabulary=vocabulary, positions=positions)
-    by_hand = layers * (4 * width + 3 * 512 * width + 512 * width + width + 8 * width ** 2 + 5 * width) + (vocabulary + positions + 2) * width
+    layer = 4 * width + 3 * 512 * width + 512 * width + width + 8 * width ** 2 + 5 * width
+    by_hand = layers * layer + (vocabulary + positions + 2) * width
     assert counted(ours) == counted(theirs.model) == by_hand
     assert ours.config.heads == 8
 

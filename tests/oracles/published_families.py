@@ -38,14 +38,16 @@ UNETS: Mapping[str, Sizes] = MappingProxyType({
     "SD2 x4 upscaler": {"width": 256, "mult": (1, 2, 2, 4), "depths": (0, 1, 1, 1), "context": 1024, "linear": True, "in_channels": 7,
                         "classes": 1000, "text_only": (True, True, True, False), "heads": 8},
     "SDXL": _SDXL, "SDXL inpainting": {**_SDXL, "in_channels": 9}, "SDXL edit": {**_SDXL, "in_channels": 8},
-    "SDXL refiner": {**_SDXL, "width": 384, "mult": (1, 2, 4, 4), "depths": (0, 4, 4, 0), "middle_depth": 4, "context": 1280, "label": 2560},
+    "SDXL refiner": {**_SDXL, "width": 384, "mult": (1, 2, 4, 4), "depths": (0, 4, 4, 0), "middle_depth": 4, "context": 1280,
+                     "label": 2560},
     "SSD-1B": {**_SDXL, "depths": (0, 2, 4), "middle_depth": -1, "up_depths": ((0, 0, 0), (2, 1, 1), (4, 4, 10))},
     "Vega": {**_SDXL, "depths": (0, 1, 2), "middle_depth": -1},
     "KOALA-700M": {**_SDXL, "depths": (0, 2, 5), "middle_depth": -2, "res_blocks": 1},
     "KOALA-1B": {**_SDXL, "depths": (0, 2, 6), "middle_depth": 6, "res_blocks": 1},
     "LDM text2img-large": {**_SD, "context": 1280, "heads": 8},
     "LDM text2img256": {**_LDM, "width": 192, "mult": (1, 2, 3, 5), "context": 640, "head_dim": 32},
-    "LDM layout2img": {**_LDM, "width": 128, "mult": (1, 2, 3, 4), "depths": (0, 3, 3, 3), "middle_depth": 3, "context": 512, "head_dim": 32},
+    "LDM layout2img": {**_LDM, "width": 128, "mult": (1, 2, 3, 4), "depths": (0, 3, 3, 3), "middle_depth": 3, "context": 512,
+                       "head_dim": 32},
     "LDM cin256-v2": {**_LDM, "width": 192, "mult": (1, 2, 3, 5), "context": 512, "heads": 1},
     "LDM cin256": {"width": 256, "mult": (1, 2, 4), "depths": (1, 1, 1), "context": 512, "head_dim": 32},
     "LDM faces": {**_CELLS, "width": 224, "head_dim": 32},
@@ -65,9 +67,11 @@ SMALL: Mapping[str, Sizes] = MappingProxyType({
     "SD2 x4 upscaler": {"width": 32, "context": 48},
     "SDXL": {**_LITTLE_XL, "depths": (0, 1, 3), "middle_depth": 3},
     **{name: {**_LITTLE_XL, "depths": (0, 1, 2), "middle_depth": 2} for name in ("SDXL inpainting", "SDXL edit")},
-    "SDXL refiner": {"width": 64, "mult": (1, 2, 2, 2), "depths": (0, 2, 2, 0), "middle_depth": 2, "context": 128, "label": 96 + 5 * 16, "told": 16},
+    "SDXL refiner": {"width": 64, "mult": (1, 2, 2, 2), "depths": (0, 2, 2, 0), "middle_depth": 2, "context": 128,
+                     "label": 96 + 5 * 16, "told": 16},
     "SSD-1B": {**_LITTLE_XL, "depths": (0, 2, 2), "up_depths": ((0, 0, 0), (2, 1, 1), (2, 2, 3))},
-    "Vega": _LITTLE_XL, "KOALA-700M": {**_LITTLE_XL, "depths": (0, 1, 2)}, "KOALA-1B": {**_LITTLE_XL, "depths": (0, 1, 2), "middle_depth": 2},
+    "Vega": _LITTLE_XL, "KOALA-700M": {**_LITTLE_XL, "depths": (0, 1, 2)},
+    "KOALA-1B": {**_LITTLE_XL, "depths": (0, 1, 2), "middle_depth": 2},
     "LDM text2img256": _LITTLE_LDM, "LDM cin256-v2": _LITTLE_LDM, "LDM cin256": _LITTLE_LDM,
     "LDM layout2img": {**_LITTLE_LDM, "depths": (0, 2, 2, 2), "middle_depth": 2},
     "LDM faces": {"width": 32}, "LDM churches": {"width": 32, "mult": (1, 2, 2, 3, 3)}, "LDM bsr_sr": {"width": 32},
@@ -110,7 +114,8 @@ def empty_unet(of: Sizes) -> nn.Module:
         made: nn.Module = them.UNet2DConditionModel(**condition_settings(of))
         return made
     made = them.UNet2DModel(**cells_settings(of))
-    for module in made.modules():
+    modules: Any = made.modules()
+    for module in modules:
         if hasattr(module, "to_q") and "heads" in of:       # their configuration knows a width of heads only, one for all levels
             module.heads = of["heads"]
             module.scale = (module.to_q.weight.shape[0] // of["heads"]) ** -0.5
@@ -154,8 +159,8 @@ def cells_settings(of: Sizes) -> dict[str, Any]:
 
 RESNET = MappingProxyType({"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
                            "out_layers.3": "conv2", "skip_connection": "conv_shortcut"})
-ENDS = MappingProxyType({"input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
-                         "out.0": "conv_norm_out", "out.2": "conv_out"})
+ENDS = MappingProxyType({"input_blocks.0.0": "conv_in", "time_embed.0": "time_embedding.linear_1",
+                         "time_embed.2": "time_embedding.linear_2", "out.0": "conv_norm_out", "out.2": "conv_out"})
 LAYER = re.compile(r"(input|output|middle)_blocks?\.(?:(\d+)\.)?(\d)\.(.+)")
 
 
@@ -285,9 +290,11 @@ def size_numbers(network: nn.Module, pooled: int, *, height: int, width: int, cr
 
 
 def told_vector(network: nn.Module, pooled: Tensor, numbers: Tensor, *call: Tensor) -> tuple[Tensor, Tensor]:
-    """What diffusers' U-Net of SDXL makes of a text's vector and these numbers before its MLP, and its answer. call: x, timesteps, context."""
+    """What diffusers' U-Net of SDXL makes of a text's vector and these numbers before its MLP, and its answer.
+    call: x, timesteps, context."""
     seen: list[Tensor] = []
-    hook = network.add_embedding.register_forward_pre_hook(lambda module, given: seen.append(given[0]))      # type: ignore[operator,union-attr]
+    first: Any = network.add_embedding
+    hook = first.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     answer = network(*call, added_cond_kwargs={"text_embeds": pooled, "time_ids": numbers}).sample
     hook.remove()
     return seen[0], answer
