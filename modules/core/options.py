@@ -32,6 +32,7 @@ OPTIONS = (
     Option("CLIP_stop_at_last_layers", 1, "Clip skip", MODEL, minimum=1, maximum=12),
     Option("randn_source", "NV", "Random number source", MODEL, choices=("NV", "CPU", "GPU")),
     Option("sd_checkpoint_hash", "", "SHA-256 of the checkpoint", MODEL),
+    Option("sd_checkpoints_limit", 1, "Checkpoints in memory at the same time", MODEL, minimum=1, maximum=10),
 
     Option("emphasis", "Original", "Emphasis", PROMPT, choices=("Original", "No norm", "Ignore", "None")),
     Option("comma_padding_backtrack", 20, "Break a chunk at a comma within this many tokens of its end", PROMPT, minimum=0, maximum=74),

@@ -138,7 +138,7 @@ def test_a_bad_checkpoint_is_a_sentence_and_the_model_before_it_works_on(bad, mo
     if not room:
         monkeypatch.setattr(hardware, "memory_free", lambda device: 0)
     before = shown(bad, "good")
-    unet = bad._model.unet
+    unet = bad._residents[-1].model.unet
     held = psutil.Process().memory_info().rss
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"bad\.safetensors") as said, bad.borrow("sub/bad.safetensors"):
@@ -146,7 +146,7 @@ def test_a_bad_checkpoint_is_a_sentence_and_the_model_before_it_works_on(bad, mo
         assert "\n" not in str(said.value)
     del said
     assert psutil.Process().memory_info().rss - held < 50 << 20
-    assert bad._model.unet is unet                          # never even let go
+    assert bad._residents[-1].model.unet is unet                          # never even let go
     assert torch.equal(shown(bad, "good"), before)
 
 
@@ -245,18 +245,48 @@ def test_many_threads_each_get_the_model_they_asked_for(residency):
     assert max(most) == 1
 
 
-def test_a_borrower_may_borrow_the_same_model_again_but_no_other(residency):
+def test_a_borrower_may_borrow_the_same_model_again_and_others_beside_it_but_not_with_another_vae(residency):
     with residency.borrow("a", "None") as outer:
+        before = picture(outer)
         with residency.borrow("a", "None") as inner:
             assert inner is outer
-        for checkpoint, vae in (("b", "None"), ("a", "v")):
-            with pytest.raises(BusyError), residency.borrow(checkpoint, vae):
-                pass
+        with residency.borrow("b", "None") as other:
+            assert other is not outer and not torch.equal(picture(other), before)
+        with pytest.raises(BusyError), residency.borrow("a", "v"):
+            pass
         with pytest.raises(BusyError):
             residency.release()
-        assert picture(outer).isfinite().all()
+        assert torch.equal(picture(outer), before)
     residency.release()
     assert residency.loaded == "" and shown(residency, "b").isfinite().all()
+
+
+def test_as_many_models_stay_as_the_limit_lets_and_the_one_used_longest_ago_goes(shelf, paths, originals):
+    shutil.copy(originals / "a.safetensors", paths.checkpoints[0] / "c.safetensors")
+    limit = [2]
+    residency = Residency(shelf, "cpu", torch.float32, limit=lambda: limit[0])
+    kept = {}
+    for name in ("a", "b", "a"):
+        with residency.borrow(name, "None") as model:
+            assert kept.setdefault(name, model) is model    # a was still there
+    with residency.borrow("c", "None"):
+        pass
+    with residency.borrow("a", "None") as model:
+        assert model is kept["a"]
+    with residency.borrow("b", "None") as model:
+        assert model is not kept["b"]
+    limit[0] = 1
+    with residency.borrow("a", "None"), residency.borrow("b", "None"):
+        pass
+    assert [resident.model.title[0] for resident in residency._residents] == ["b"]
+
+
+def test_a_file_that_was_replaced_does_not_stay_beside_its_successor(shelf, paths, originals):
+    residency = Residency(shelf, "cpu", torch.float32, limit=lambda: 3)
+    shown(residency, "a")
+    shutil.copy(originals / "b.safetensors", paths.checkpoints[0] / "a.safetensors")
+    shown(residency, "a")
+    assert len(residency._residents) == 1
 
 
 def test_a_job_that_fails_gives_the_model_back(residency):
