@@ -11,9 +11,10 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from modules.core.errors import BusyError, WebUIError
+from modules.core.errors import BusyError, CheckpointError, WebUIError
 from modules.core.files import remove_parts
 from modules.core.paths import Paths
 from modules.core.settings import Settings, SettingsFile, as_json
@@ -69,6 +70,7 @@ class Engine:
         self._live: dict[str, Job] = {}                     # waiting and running
         self._known: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
         self._ready = {"torch": "waiting", "model": "waiting", "page": "waiting"}
+        self._asked: set[Future[None]] = set()              # what is to be done between jobs, and somebody waits for
         self._since_prune = 0
         self._closed = False
         for notice in paths.notices:
@@ -146,6 +148,14 @@ class Engine:
         """Begin to load torch and the chosen checkpoint in the worker's thread; returns at once."""
         self._worker.errand(self._warm)
 
+    def unload(self) -> Future[None]:
+        """Give the model's memory back once the running job has ended; the next job loads it again. The future ends when it is done."""
+        return self._between(self._let_go)
+
+    def reload(self) -> Future[None]:
+        """Have the chosen model in memory. The future ends when it is, or with the CheckpointError that says why it cannot be."""
+        return self._between(self._take_up)
+
     def readiness(self) -> tuple[tuple[str, str], ...]:
         """(("torch", state), ("model", state), ("page", state)); a state is "waiting", "loading", "ready" or a sentence of what failed."""
         with self._guard:
@@ -176,6 +186,9 @@ class Engine:
             self._store.finish(current.id, states.INTERRUPTED)
         with self._guard:
             live, self._live = list(self._live.values()), {}
+            asked, self._asked = self._asked, set()
+        for future in asked:
+            future.cancel()
         for job in live:
             job.end(None)
         self._store.close()
@@ -252,7 +265,8 @@ class Engine:
             from modules.core import hardware
             from modules.prompts.encode import EncodeCache
             device = hardware.device()
-            self._residency = Residency(self._library.shelf, device, hardware.dtype(device))
+            self._residency = Residency(self._library.shelf, device, hardware.dtype(device),
+                                        limit=lambda: int(self._settings.snapshot()["sd_checkpoints_limit"]))
             self._encodings = EncodeCache()
             self.note("torch", "ready")
         return self._residency
@@ -271,6 +285,38 @@ class Engine:
         except WebUIError as error:
             self.note("model", str(error))
             log.warning("%s", error)
+
+    def _between(self, task: Callable[[], None]) -> Future[None]:
+        """The task in the worker's thread, before the next job. Raises BusyError when the engine is closed."""
+        future: Future[None] = Future()
+
+        def run() -> None:
+            with self._guard:
+                self._asked.discard(future)
+            if future.set_running_or_notify_cancel():
+                try:
+                    task()
+                    future.set_result(None)
+                except BaseException as error:              # whoever waits for it is told
+                    future.set_exception(error)
+
+        with self._guard:
+            if self._closed:
+                raise BusyError("Easel is closing.")
+            self._asked.add(future)
+        self._worker.errand(run)
+        return future
+
+    def _let_go(self) -> None:
+        if self._residency is not None:
+            self._residency.release()
+            self.note("model", "waiting")
+
+    def _take_up(self) -> None:
+        self._warm()
+        state = dict(self.readiness())["model"]
+        if state not in ("ready", "waiting"):               # "waiting": there is nothing to load for a spine of a test's own
+            raise CheckpointError(state)
 
     def _model_chosen(self) -> None:
         """The settings name another model: load it between jobs."""

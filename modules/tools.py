@@ -4,13 +4,14 @@
 """
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modules.core.errors import CheckpointError, NotFoundError, SettingsError, WebUIError
+from modules.core.errors import CheckpointError, NotFoundError, RequestError, SettingsError, WebUIError
 from modules.core.hashing import Hashes
 from modules.core.options import BY_KEY
 from modules.core.paths import Paths
@@ -19,12 +20,13 @@ from modules.imaging import metadata
 from modules.jobs.delivery import Delivery
 from modules.jobs.job import Job
 from modules.jobs.store import JobRow, Store
+from modules.model_facts import ModelInfo, NativeSizes, info
 from modules.pipeline import infotext, parameters, provenance
 from modules.pipeline.request import Request, Result
 from modules.prompts import styles
 from modules.sampling import catalogue
 
-SQUARE, RESOLUTION = "easel.native_size", "modelspec.resolution"    # metadata: the size a checkpoint draws best at, "512" or "512x768"
+PAGE_DEFAULTS = "page_defaults.json"                        # in the data folder: {tab: {Request field: value}}
 
 
 class Library:
@@ -33,6 +35,7 @@ class Library:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._hashes = Hashes(paths.hashes_file)
+        self._sizes = NativeSizes(paths.cache)
         self._lock = threading.RLock()
         self._shelf: Any = None
         self._tokenizer: Any = None
@@ -70,16 +73,12 @@ class Library:
         return {style.name: style for style in styles.read(self._paths.styles_file)}
 
     def native_size(self, asked: str, chosen: str) -> tuple[int, int]:
-        """(width, height) in pixels at which a checkpoint draws best as its file says, else as a plain request has it.
+        """(width, height) in pixels at which a checkpoint draws best as its file or its family says, else as a plain request has it.
 
         asked, chosen: as for `choose_checkpoint`. Raises NotFoundError.
         """
-        told = self.shelf.find_checkpoint(self.choose_checkpoint(asked, chosen)[0]).metadata or {}
-        parts = str(told.get(SQUARE) or told.get(RESOLUTION) or "").lower().split("x")
-        parts = parts * 2 if len(parts) == 1 else parts
-        if len(parts) == 2 and all(part.isascii() and part.isdecimal() and 64 <= int(part[:6]) <= 8192 for part in parts):
-            return int(parts[0]), int(parts[1])
-        return Request().width, Request().height
+        entry = self.shelf.find_checkpoint(self.choose_checkpoint(asked, chosen)[0])
+        return self._sizes.of(entry) or (Request().width, Request().height)
 
     def choose_checkpoint(self, asked: str, chosen: str) -> tuple[str, tuple[str, ...]]:
         """The name of the checkpoint to use, and sentences about a replacement.
@@ -191,6 +190,18 @@ class Tools:
     def native_size(self, checkpoint: str = "") -> tuple[int, int]:
         """(width, height) in pixels at which this checkpoint ("" = the chosen one) draws best. Raises NotFoundError."""
         return self._library.native_size(checkpoint, self.settings()["sd_model_checkpoint"])
+
+    def model_info(self, checkpoint: str = "") -> ModelInfo:
+        """What its header and the files beside it tell of a checkpoint ("" = the chosen one). Loads torch. Raises NotFoundError."""
+        name, _ = self._library.choose_checkpoint(checkpoint, self.settings()["sd_model_checkpoint"])
+        return info(self._library.shelf.find_checkpoint(name))
+
+    def preview_file(self, checkpoint: str) -> Path:
+        """The picture that lies beside a checkpoint. Raises NotFoundError."""
+        found = self._library.shelf.find_checkpoint(checkpoint).preview
+        if found is None:
+            raise NotFoundError(f"There is no picture beside {checkpoint}.")
+        return Path(found)
 
     def vaes(self, refresh: bool = False) -> tuple[Any, ...]:
         """The VAE files' entries. "Automatic" and "None" are always possible and not listed."""
@@ -311,8 +322,17 @@ class Tools:
         return self._delivery.file_of(self._store.picture(job, index))
 
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about the start, e.g. a settings file that could not be read."""
-        return self._settings.warnings
+        """Sentences about the start, e.g. a settings file or a list of model folders that could not be read."""
+        return (*self._settings.warnings, *self._paths.notices)
+
+    def page_defaults(self, tab: str) -> Mapping[str, Any]:
+        """Request fields that the user's own list of defaults for a tab gives other values; what does not fit is left out."""
+        try:
+            found = json.loads((self._paths.data / PAGE_DEFAULTS).read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        values = found.get(tab) if isinstance(found, dict) else None
+        return _fitting(values) if isinstance(values, dict) else {}
 
 
 def request_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api: bool = False) -> Request:
@@ -328,6 +348,28 @@ def request_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api:
             fields[row.field] = row.api_default
     fields |= {name: dict(values[name]) for name in ("extra", "notes") if name in values}
     return Request(**fields)
+
+
+def _fitting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a Request can hold; a sampler's name that carries its schedule is told apart."""
+    fields: dict[str, Any] = {}
+    for row in parameters.PARAMETERS:
+        if row.field in values and row.field not in ("checkpoint", "vae"):
+            try:
+                value = parameters.coerce(row, values[row.field])
+                parameters.check_value(row, value)
+            except RequestError:
+                continue
+            fields[row.field] = value
+    if "sampler" in fields or "scheduler" in fields:
+        usual = Request()
+        try:
+            fields["sampler"], fields["scheduler"] = catalogue.resolve(
+                fields.get("sampler", usual.sampler), fields.get("scheduler", usual.scheduler))
+        except WebUIError:
+            fields.pop("sampler", None)
+            fields.pop("scheduler", None)
+    return fields
 
 
 def _record(found: metadata.Metadata) -> tuple[Mapping[str, Any] | None, tuple[str, ...]]:

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
     {"core", "networks"}, {"sampling", "imaging"}, {"families", "prompts"}, {"checkpoints"}, {"adapters", "upscaling"},
-    {"pipeline", "training"}, {"jobs", "demo"}, {"tools"}, {"engine", "errands", "extension_loader"}, {"client"}, {"webui", "compat", "cli"}, {"launch"},
+    {"pipeline", "training"}, {"jobs", "demo"}, {"model_facts"}, {"tools"}, {"engine", "errands", "extension_loader"}, {"client"}, {"webui", "compat", "cli"}, {"launch"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 FACES = {"webui", "cli"}

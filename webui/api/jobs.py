@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
+from PIL import Image
 from pydantic import BaseModel
 
+from modules.core.errors import ImageMetaError
 from modules.engine import Engine, Job
 from modules.pipeline.request import Request
 
 FORMATS = {".png": "image/png", ".jpg": "image/jpeg", ".webp": "image/webp"}
 
+MOST_PIXELS = 2**26                                         # of a preview that lies beside a model
 PREVIEW_SIDE = 768                                          # pixels; a preview is never sent larger
 
 
@@ -71,7 +75,23 @@ def routes(engine: Engine) -> APIRouter:
         return FileResponse(file, media_type=FORMATS.get(file.suffix, "application/octet-stream"), filename=file.name,
                             content_disposition_type="inline", headers={"X-Content-Type-Options": "nosniff"})
 
+    @router.get("/models/preview")
+    def model_preview(name: str) -> Response:
+        return Response(as_jpeg(_opened(engine.tools.preview_file(name))), media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
     return router
+
+
+def _opened(path: Path) -> Any:
+    """A picture that somebody put beside a model. Raises ImageMetaError."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ImageMetaError(f"{path.name} is too large for a preview.")
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageMetaError(f"{path.name} cannot be read as a picture.") from error
 
 
 def as_jpeg(image: Any) -> bytes:

@@ -1,6 +1,7 @@
 """What there is to choose from, as lists under A1111's names."""
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def _models(router: APIRouter, engine: Engine) -> None:
     @router.get("/sd-models")
     def sd_models() -> list[dict[str, Any]]:
         return [{"title": entry.title, "model_name": entry.model_name, "hash": entry.shorthash or None, "sha256": entry.sha256 or None,
-                 "filename": homely(entry.path), "config": None} for entry in engine.tools.checkpoints()]
+                 "filename": homely(entry.path), "config": _config(entry)} for entry in engine.tools.checkpoints()]
 
     @router.get("/sd-vae")
     def sd_vae() -> list[dict[str, Any]]:
@@ -40,6 +41,16 @@ def _models(router: APIRouter, engine: Engine) -> None:
     def refresh_vae() -> None:
         engine.tools.vaes(refresh=True)
 
+    @router.post("/unload-checkpoint")
+    async def unload_checkpoint() -> dict[str, Any]:
+        await asyncio.wrap_future(engine.unload())
+        return {}
+
+    @router.post("/reload-checkpoint")
+    async def reload_checkpoint() -> dict[str, Any]:
+        await asyncio.wrap_future(engine.reload())
+        return {}
+
     @router.post("/refresh-embeddings")
     def refresh_embeddings() -> None:
         return None
@@ -47,6 +58,12 @@ def _models(router: APIRouter, engine: Engine) -> None:
     @router.post("/refresh-loras")
     def refresh_loras() -> None:
         return None
+
+
+def _config(entry: Any) -> str | None:
+    """The configuration that lies beside a model, where there is one."""
+    beside = entry.path.parent / f"{entry.base}.yaml"
+    return homely(beside) if beside.is_file() else None
 
 
 def _methods(router: APIRouter, engine: Engine) -> None:
