@@ -30,11 +30,12 @@ NO_SCALES: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str, dtype: torch.dtype, prediction: str = "Auto",
-         vae_path: str | os.PathLike[str] | None = None, verified: bool = False, kind: str = "", ema: bool = False) -> Model:
+         vae_path: str | os.PathLike[str] | None = None, verified: bool = False, kind: str = "", ema: bool | None = None) -> Model:
     """The model in this file or folder, on `device` in `dtype`. At the peak it takes the result's memory and two tensors more.
 
     prediction: Auto (the file's metadata, else guessed), eps or v. vae_path: a VAE instead of the file's own.
-    ema: the U-Net's weights averaged over training in place of the last ones, and a VAE's where its file has them.
+    ema: the U-Net's weights averaged over training in place of the last ones, and a VAE's where its file has them; None = as "easel.ema"
+    beside the file says, else as the family wants it where the file has them.
     verified: `verify` was just passed, and need not be asked again before values are read. kind: one of networks.layers.KINDS;
     "" = the usual one of this device.
     Raises CheckpointError naming file and cause, or OutOfMemoryError.
@@ -45,6 +46,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str, dtype: tor
     with _named(path):
         kind = kind or layers.usual(torch.device(device), dtype)
         contents = read.contents(path)
+        ema = _averages(path, contents) if ema is None else ema
         found = _weights(path, contents, _taken(contents, without_vae=vae_path is not None, ema=ema), dtype, kind)
         if vae_path:
             found |= {VAE + name: tensor for name, tensor in _vae_weights(vae_path, dtype, kind, ema).items()}
@@ -58,12 +60,13 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str, dtype: tor
 
 
 def verify(path: str | os.PathLike[str], *, prediction: str = "Auto", vae_path: str | os.PathLike[str] | None = None,
-           ema: bool = False) -> int:
+           ema: bool | None = None) -> int:
     """Build the model without a value in it, from the header alone; the number of values it will hold. Raises CheckpointError."""
     path = Path(path)
     with _named(path):
         contents = read.contents(path)
         _check_types(contents)
+        ema = _averages(path, contents) if ema is None else ema
         hollow = _hollow(contents, _taken(contents, without_vae=vae_path is not None, ema=ema))
     if vae_path:
         with _named(Path(vae_path)):
@@ -101,7 +104,8 @@ def load_vae(path: str | os.PathLike[str], model: Model, *, ema: bool = False) -
         if (hollow.config.latent, hollow.config.downscale) != (model.latent.channels, model.latent.downscale):
             raise CheckpointError(f"Its latents have {hollow.config.latent} channels of {hollow.config.downscale} pixels, and the model's "
                                   f"{model.latent.channels} of {model.latent.downscale}; choose a VAE made for {model.family.name}.")
-        vae = autoencoders.autoencoder_from(_vae_weights(path, model.dtype, model.layers, ema), hints)
+        scale = model.latent.scale if isinstance(model.latent.scale, float) else 1.0
+        vae = autoencoders.autoencoder_from(_vae_weights(path, model.dtype, model.layers, ema), hints, scale=scale)
         _lay([vae], model.layers)
         return _moved(vae, model.device)
 
@@ -150,6 +154,17 @@ def _taken(contents: Contents, *, without_vae: bool = False, only_vae: bool = Fa
     names = [name for name in contents.slots if name.startswith(prefix) and not name.startswith(away) and not name.endswith(NOT_LAYERS)]
     taken = {name: name for name in names}
     return _averaged(contents, taken, needed=not only_vae) if ema else taken
+
+
+def _averages(path: Path, contents: Contents) -> bool:
+    """Whether averaged weights are drawn with when nobody says it: as it stands beside the file, else as the family wants it.
+
+    Raises CheckpointError for a file of no family.
+    """
+    said = str(sidecars.json_hints(path).get("easel.ema", "")).lower()
+    if said in ("true", "false"):
+        return said == "true"
+    return family_of(contents.header).averaged and sum(name.startswith("model_ema.") for name in contents.slots) > MANY
 
 
 def _averaged(contents: Contents, names: dict[str, str], needed: bool) -> dict[str, str]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from PIL import Image
 
 from modules.checkpoints.residency import Residency
@@ -12,7 +11,7 @@ from modules.core import hardware
 from modules.core.progress import Progress
 from modules.core.settings import Settings
 from modules.imaging import convert
-from modules.pipeline import preview
+from modules.pipeline import latents
 from modules.pipeline.generate import generate
 from modules.pipeline.request import Request, Resources
 from modules.prompts.encode import EncodeCache
@@ -36,11 +35,7 @@ class Artist:
         result = generate(replace(self._request, prompt=prompt, seed=seed), self._resources)
         return result.pictures[0].image
 
-    @torch.no_grad()
     def there_and_back(self, image: Image.Image) -> Image.Image:
         """What the VAE makes of a picture: encoded (the mean of what it could be) and decoded."""
         with self._resources.models.borrow(self._request.checkpoint, self._request.vae) as model:
-            weight = next(model.vae.parameters())
-            mean, _ = model.vae.encode(convert.to_pixels(image).to(weight.device, weight.dtype))
-            latent = model.latent.to_model(mean.float())
-            return convert.to_images(preview.decode(model, latent))[0]
+            return convert.to_images(latents.decode(model, latents.encode(model, convert.to_pixels(image))))[0]

@@ -17,7 +17,7 @@ MOST_NOISE = 350                                            # that the x4 upscal
 UPSCALER_BETAS = (0.0001, 0.02)                             # of that noise, and of its latents
 
 
-def inpainting(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def inpainting(model: Model, framing: Framing) -> Conditioning:
     """The mask (1 = to be painted anew) and the latent of the picture with mid-grey in the hole: concat (1, 1 + C, h, w).
 
     Rombach et al. 2022, arXiv:2112.10752, 4.5. Without a picture all is a hole.
@@ -27,7 +27,7 @@ def inpainting(model: Model, framing: Framing, negative: bool) -> Conditioning:
     return Conditioning(concat=torch.cat((_nearest(mask, framing, model), latent_of(model, known, framing)), dim=1))
 
 
-def signed_inpainting(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def signed_inpainting(model: Model, framing: Framing) -> Conditioning:
     """The latent of the picture with black in the hole, and the mask as -1 and 1: concat (1, C + 1, h, w), as the first models had it."""
     image, mask = _image(model, framing), _mask(model, framing)
     hole = (mask >= 0.5).to(image.dtype)
@@ -35,21 +35,21 @@ def signed_inpainting(model: Model, framing: Framing, negative: bool) -> Conditi
     return Conditioning(concat=torch.cat((latent_of(model, known, framing), 2 * _nearest(hole, framing, model) - 1), dim=1))
 
 
-def editing(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def editing(model: Model, framing: Framing) -> Conditioning:
     """The latent of the picture to edit, not scaled: concat (1, C, h, w). Brooks et al. 2023, arXiv:2211.09800, 3.2. None is zeros."""
     if framing.image is None:
         return Conditioning(concat=_zeros(model, framing, model.latent.channels))
     return Conditioning(concat=_encoded(model, framing.image))
 
 
-def scaled_editing(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def scaled_editing(model: Model, framing: Framing) -> Conditioning:
     """As `editing`, with the latent scaled (CosXL Edit)."""
     if framing.image is None:
         return Conditioning(concat=_zeros(model, framing, model.latent.channels))
     return Conditioning(concat=latent_of(model, framing.image, framing))
 
 
-def enlarging(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def enlarging(model: Model, framing: Framing) -> Conditioning:
     """The small picture itself, of the latent's size: concat (1, 3, h, w). Raises RequestError without one."""
     if framing.image is None:
         raise RequestError("This model enlarges pictures and cannot begin from words alone; give it a picture.", "checkpoint")
@@ -60,9 +60,9 @@ def enlarging(model: Model, framing: Framing, negative: bool) -> Conditioning:
     return Conditioning(concat=small.to(model.device))
 
 
-def noisy_enlarging(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def noisy_enlarging(model: Model, framing: Framing) -> Conditioning:
     """The small picture with noise of a told level on it: concat (1, 3, h, w), label (1,). Ho et al. 2021, arXiv:2106.15282, 4."""
-    small = enlarging(model, framing, negative).concat
+    small = enlarging(model, framing).concat
     assert small is not None
     level = min(max(framing.noise_level, 0), MOST_NOISE)
     alpha = float(scaled_linear_alphas(*UPSCALER_BETAS)[level])
@@ -88,7 +88,7 @@ def _numbers(model: Model, numbers: Sequence[float]) -> Conditioning:
     return Conditioning(vector=timestep_embedding(torch.tensor(numbers, dtype=torch.float32), each).flatten()[None].to(model.device))
 
 
-def no_image(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def no_image(model: Model, framing: Framing) -> Conditioning:
     """No picture's meaning and no noise on it: vector (1, D) of zeros; unCLIP without a picture (Ramesh et al. 2022, arXiv:2204.06125)."""
     return Conditioning(vector=torch.zeros(1, model.unet.config.label, device=model.device))     # type: ignore[union-attr,arg-type]
 

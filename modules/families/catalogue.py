@@ -50,6 +50,7 @@ REFUSED: tuple[tuple[Callable[[Header], bool], str], ...] = (
     (_begins("cc_projection."), "a Stable Zero123 checkpoint, which cannot be used"),
     (_begins("cond_stage_model.channel_mapper."), "a model that paints label maps, which cannot be used"),
     (_holds(*TRANSFORMER), "a checkpoint of SD3, Flux or another diffusion transformer, which cannot be used"),
+    (_holds("blocks.0.cross_attn.", "time_projection."), "a checkpoint of Wan or another video model, which cannot be used"),
     (_begins("down_blocks.", "unet.down_blocks."), "a U-Net alone in diffusers' names, without text encoder and VAE"),
     (_alone("input_blocks."), "a U-Net alone, without text encoder and VAE"),
     (_alone("decoder.", "encoder.conv_in", VAE, "vae."), "a VAE alone, which belongs under SD VAE"),

@@ -37,7 +37,7 @@ def recognises_plain(header: Header) -> bool:
 
 
 def build_text(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
-    """text2img-large (KL, noised as SD later), text2img256, layout2img; hints as in sd1.build. Raises CheckpointError."""
+    """text2img-large (KL, noised as SD), text2img256, layout2img; hints as in sd1.build. Raises CheckpointError."""
     weights = plain_names(weights)
     check_parts(weights, TEXT)
     tower = bert_from(weights)
@@ -51,7 +51,7 @@ def build_text(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
 
 
 def build_class(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
-    """cin256, both forms; hints as in sd1.build, and "easel.empty_class": "true" where the last class means none. Raises CheckpointError."""
+    """cin256, both forms; hints as in sd1.build, and "easel.empty_class": "true" where the last class means none."""
     weights = plain_names(weights)
     check_parts(weights)
     tower = classes_from(weights)
@@ -82,12 +82,12 @@ def noised_to(shapes: Header) -> tuple[float, str]:
     return (0.0155 if told == 2 * after else 0.0195), ""
 
 
-def told(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def around(model: Model, framing: Framing) -> Conditioning:
     if model.variant == "inpaint":
-        return beside.signed_inpainting(model, framing, negative)
-    return beside.enlarging(model, framing, negative) if model.variant == "upscale" else Conditioning()
+        return beside.signed_inpainting(model, framing)
+    return beside.enlarging(model, framing) if model.variant == "upscale" else Conditioning()
 
 
 LDM_TEXT = Family(name="LDM text", native_size=256, latent=LATENT, recognises=recognises_text, build=build_text)
 LDM_CLASS = Family(name="LDM class", native_size=256, latent=LATENT, recognises=recognises_class, build=build_class)
-LDM = Family(name="LDM", native_size=256, latent=LATENT, recognises=recognises_plain, build=build_plain, beside=told)
+LDM = Family(name="LDM", native_size=256, latent=LATENT, recognises=recognises_plain, build=build_plain, around=around, averaged=True)

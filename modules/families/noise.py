@@ -34,7 +34,7 @@ def prediction_of(weights: Weights, hints: Mapping[str, str], *, kind: Kind = "e
     levels = _continuous(weights, found)
     if levels:
         return Prediction(found, continuous_alphas(*levels), continuous=True), f"{found} ({source})"
-    table = alphas_of(weights, scaled_linear_alphas() if alphas is None else alphas)
+    table = alphas_of(weights, told_alphas(hints) if alphas is None else told_alphas(hints, alphas))
     if "ztsnr" in weights or str(hints.get("easel.zero_terminal_snr", "")).lower() == "true":
         table = zero_terminal_snr(table)
     return Prediction(found, table), f"{found} ({source})"
@@ -69,6 +69,22 @@ def _continuous(weights: Weights, kind: Kind) -> tuple[float, float] | None:
     return (lowest, highest) if 0 < lowest < highest else V_NOISE
 
 
+def told_alphas(hints: Mapping[str, str], otherwise: Tensor | None = None) -> Tensor:
+    """The schedule whose first and last beta stand beside the file ("easel.beta_start", "easel.beta_end"), else the other one."""
+    first, last = (_told(hints, f"easel.beta_{end}") for end in ("start", "end"))
+    if 0 < first < last < 1:
+        return scaled_linear_alphas(first, last)
+    return scaled_linear_alphas() if otherwise is None else otherwise
+
+
+def _told(hints: Mapping[str, str], name: str) -> float:
+    """A number among the hints, nan for none."""
+    try:
+        return float(hints.get(name, "nan"))
+    except ValueError:
+        return math.nan
+
+
 def alphas_of(weights: Weights, otherwise: Tensor) -> Tensor:
     """The schedule that the file carries, or the other where it carries none, in too few bits, or no falling one; (1000,) float32."""
     stored = weights.get("alphas_cumprod")
@@ -84,10 +100,7 @@ def scale_of(weights: Weights, hints: Mapping[str, str], otherwise: float) -> fl
     full = stored is not None and str(stored.dtype) == "torch.float32" and stored.numel() == 1
     scale = _number(weights, "scale_factor", math.nan) if full else math.nan
     if not 0 < scale < math.inf:
-        try:
-            scale = float(hints.get("easel.scale_factor", otherwise))
-        except ValueError:
-            return otherwise
+        scale = _told(hints, "easel.scale_factor")
     return scale if 0 < scale < math.inf else otherwise
 
 

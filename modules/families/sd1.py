@@ -47,10 +47,10 @@ def build(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
                      variant=VARIANTS[channels])
 
 
-def told(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def around(model: Model, framing: Framing) -> Conditioning:
     if model.variant == "inpaint":
-        return beside.inpainting(model, framing, negative)
-    return beside.editing(model, framing, negative) if model.variant == "edit" else Conditioning()
+        return beside.inpainting(model, framing)
+    return beside.editing(model, framing) if model.variant == "edit" else Conditioning()
 
 
 SD1 = Family(
@@ -59,5 +59,5 @@ SD1 = Family(
     latent=LatentFormat(channels=4, downscale=8, scale=0.18215),
     recognises=recognises,
     build=build,
-    beside=told,
+    around=around,
 )

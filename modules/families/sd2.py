@@ -72,16 +72,14 @@ def guess(weights: Weights, variant: str) -> Kind:
     return "v" if float(telling.float().std(unbiased=False)) > V_SPREAD else "eps"
 
 
-def told(model: Model, framing: Framing, negative: bool) -> Conditioning:
+def around(model: Model, framing: Framing) -> Conditioning:
     if model.variant == "inpaint":
-        return beside.inpainting(model, framing, negative)
-    if model.variant == "unclip":
-        return beside.no_image(model, framing, negative)
+        return beside.inpainting(model, framing)
     if model.variant == "upscale":
-        return beside.noisy_enlarging(model, framing, negative)
+        return beside.noisy_enlarging(model, framing)
     if model.variant == "depth":
         raise RequestError("This model redraws a picture by its depth and cannot begin from words alone; give it a picture.", "checkpoint")
-    return Conditioning()
+    return beside.no_image(model, framing) if model.variant == "unclip" else Conditioning()
 
 
 SD2 = Family(
@@ -90,5 +88,5 @@ SD2 = Family(
     latent=LatentFormat(channels=4, downscale=8, scale=0.18215),
     recognises=recognises,
     build=build,
-    beside=told,
+    around=around,
 )

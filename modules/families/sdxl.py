@@ -46,7 +46,7 @@ def build(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
     cosine = "edm_vpred.sigma_max" in weights
     notes = {"edit": "scaled"} if cosine and channels == 8 else {}
     return assembled(SDXL, weights, hints, text=text, prediction=prediction_of(weights, hints), variant=VARIANTS[channels],
-                     latent=playground_latent(weights), notes=notes)
+                     latent=playground_latent(weights, hints), notes=notes)
 
 
 def build_refiner(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Model:
@@ -57,28 +57,36 @@ def build_refiner(weights: Weights, hints: Mapping[str, str] = NO_HINTS) -> Mode
     return assembled(REFINER, weights, hints, text=text, prediction=prediction_of(weights, hints))
 
 
-def playground_latent(weights: Weights) -> LatentFormat | None:
-    """Playground 2.5 takes each channel's mean off and scales it by its spread (Li et al. 2024, arXiv:2402.17245); else None."""
-    if "edm_mean" not in weights or "edm_std" not in weights:
+def playground_latent(weights: Weights, hints: Mapping[str, str]) -> LatentFormat | None:
+    """Playground 2.5 takes each channel's mean off and scales it by its spread (Li et al. 2024, arXiv:2402.17245); else None.
+
+    Both stand in the file as edm_mean and edm_std, or beside it as "easel.latents_mean" and "easel.latents_std".
+    """
+    rows = [_numbers(weights.get(f"edm_{name}"), hints.get(f"easel.latents_{name}", "")) for name in ("mean", "std")]
+    if any(row is None for row in rows):
         return None
-    mean, std = (_row(weights["edm_mean"]) or PLAYGROUND_MEAN), (_row(weights["edm_std"]) or PLAYGROUND_STD)
+    mean, std = rows[0] or PLAYGROUND_MEAN, rows[1] or PLAYGROUND_STD
     if len(mean) != len(std) or not all(value > 0 for value in std):
-        raise CheckpointError("The tensors edm_mean and edm_std of this file do not fit each other; the file is damaged.")
+        raise CheckpointError("The means and spreads of the latents in this file (edm_mean, edm_std) do not fit each other; it is damaged.")
     return LatentFormat(channels=len(mean), downscale=8, scale=tuple(PLAYGROUND_SCALE / value for value in std), shift=mean)
 
 
-def _row(tensor: torch.Tensor) -> tuple[float, ...]:
-    return () if tensor.is_meta else tuple(float(value) for value in tensor.flatten())
+def _numbers(tensor: torch.Tensor | None, text: str) -> tuple[float, ...] | None:
+    """The numbers of either; () for a tensor without values, None where there is neither."""
+    if tensor is not None:
+        return () if tensor.is_meta else tuple(float(value) for value in tensor.flatten())
+    try:
+        return tuple(float(word) for word in text.split()) or None
+    except ValueError:
+        return None
 
 
-def told(model: Model, framing: Framing, negative: bool) -> Conditioning:
-    vector = beside.sizes(model, framing, negative).vector
+def around(model: Model, framing: Framing) -> Conditioning:
     if model.variant == "inpaint":
-        return Conditioning(vector=vector, concat=beside.inpainting(model, framing, negative).concat)
+        return beside.inpainting(model, framing)
     if model.variant == "edit":
-        edited = beside.scaled_editing if model.hints.get("edit") == "scaled" else beside.editing
-        return Conditioning(vector=vector, concat=edited(model, framing, negative).concat)
-    return Conditioning(vector=vector)
+        return (beside.scaled_editing if model.hints.get("edit") == "scaled" else beside.editing)(model, framing)
+    return Conditioning()
 
 
 SDXL = Family(
@@ -88,7 +96,8 @@ SDXL = Family(
     recognises=recognises,
     build=build,
     zero_empty_negative=True,
-    beside=told,
+    beside=beside.sizes,
+    around=around,
 )
 
 REFINER = Family(

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from modules.core.errors import Cancelled, NanError
+from modules.core.errors import Cancelled
 from modules.core.progress import Progress
 from modules.families.base import Framing, Model
 from modules.imaging import convert
 from modules.imaging.metadata import pixels_sha256
-from modules.pipeline import infotext, preview, provenance
+from modules.pipeline import infotext, latents, preview, provenance
 from modules.pipeline.plan import Batch, Slot, plan
 from modules.pipeline.request import Picture, Request, Resources, Result
 from modules.pipeline.start import knobs, start
@@ -66,17 +66,16 @@ def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
         knobs=knobs(batch.request), on_step=watcher(model, batch.request, progress), check=progress.check)
     progress.at(stage="decoding")
     return [picture_of(slot, batch.request, model, pixels, done.complete)
-            for slot, pixels in zip(batch.slots, decoded(model, done.latent), strict=True)]
+            for slot, pixels in zip(batch.slots, latents.decode(model, done.latent).split(1), strict=True)]
 
 
 def texts_of(batch: Batch, model: Model, resources: Resources) -> list[Encoded]:
     """What the model is told of each picture: its texts, and beside them what its family wants to know."""
     told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
-    if model.family.beside is None:
-        return told
-    framing = Framing(width=batch.request.width, height=batch.request.height)
-    prompt, negative = (model.family.beside(model, framing, which) for which in (False, True))
-    return [texts.beside(prompt, negative) for texts in told]
+    family, framing = model.family, Framing(width=batch.request.width, height=batch.request.height)
+    around = [family.around(model, framing)] if family.around else []
+    prompt, negative = ([*around, family.beside(model, framing, which)] if family.beside else around for which in (False, True))
+    return [texts.beside(prompt, negative) for texts in told] if prompt else told
 
 
 def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> Encoded:
@@ -102,21 +101,6 @@ def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int
         progress.check()
 
     return on_step
-
-
-def decoded(model: Model, latent: Tensor) -> list[Tensor]:
-    """Pixels (1, 3, H, W) in -1..1 of each picture, decoded alone. Half precision that overflows is tried once more in float32.
-
-    Raises NanError when even that gives values that are no numbers.
-    """
-    pixels = [preview.decode(model, row) for row in latent.split(1)]
-    if all(bool(one.isfinite().all()) for one in pixels):
-        return pixels
-    if next(model.vae.parameters()).dtype != torch.float32:
-        log.warning("The VAE overflowed in half precision; it runs in float32 from here on.")
-        model.vae.float()
-        return decoded(model, latent)
-    raise NanError("The VAE gave values that are not numbers; choose another VAE for this checkpoint.")
 
 
 def picture_of(slot: Slot, request: Request, model: Model, pixels: Tensor, complete: bool) -> Picture:

@@ -1,14 +1,13 @@
 """A latent as a small picture, while sampling runs: one linear map from latent channels to colours, fitted to the VAE at hand."""
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from PIL import Image
 from torch import Tensor
 
 from modules.families.base import Model
 from modules.imaging import convert
+from modules.pipeline import latents
 
 CELLS = 8                                                   # width of the latent that the map is fitted on
 
@@ -21,18 +20,11 @@ def colours(model: Model) -> Tensor:
     """
     generator = torch.Generator("cpu").manual_seed(0)
     latent = torch.randn(1, model.latent.channels, CELLS, CELLS, generator=generator)
-    pixels = decode(model, latent.to(model.device))
+    pixels = latents.decode(model, latent.to(model.device))
     seen = torch.nn.functional.avg_pool2d(pixels.float().cpu(), model.latent.downscale)
     rows = latent.flatten(2)[0].T
     known = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
     return torch.linalg.lstsq(known, seen.flatten(2)[0].T).solution
-
-
-def decode(model: Model, latent: Tensor) -> Tensor:
-    """Pixels (B, 3, H, W) in -1..1 of a latent (B, C, h, w) as the U-Net knows it, in the VAE's own dtype."""
-    dtype = next(model.vae.parameters()).dtype
-    decode_: Callable[[Tensor], Tensor] = model.vae.decode        # type: ignore[assignment]  # every VAE has it
-    return decode_(model.latent.from_model(latent).to(dtype))
 
 
 def draw(latent: Tensor, map_: Tensor, size: tuple[int, int]) -> Image.Image:

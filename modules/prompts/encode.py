@@ -166,10 +166,10 @@ class Encoded:
         """((weight, cond) of each part of AND, uncond) of one denoiser call (from 0), every cross (1, T, C)."""
         return tuple((weight, timed.at(call)) for weight, timed in self.parts), self.negative.at(call)
 
-    def beside(self, prompt: Conditioning, negative: Conditioning) -> Encoded:
-        """The same texts with what else is told: the vector behind a text's own, everything else as it is. One row each."""
-        return Encoded(tuple((weight, _each(timed, lambda cond: _joined(cond, prompt))) for weight, timed in self.parts),
-                       _each(self.negative, lambda cond: _joined(cond, negative)))
+    def beside(self, prompt: Sequence[Conditioning], negative: Sequence[Conditioning]) -> Encoded:
+        """The same texts with what else is told: vectors behind a text's own, everything else as it is. One row each."""
+        return Encoded(tuple((weight, _each(timed, lambda cond: _joined(cond, *prompt))) for weight, timed in self.parts),
+                       _each(self.negative, lambda cond: _joined(cond, *negative)))
 
 
 def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1,
@@ -214,9 +214,12 @@ def _zeros(cond: Conditioning) -> Conditioning:
                         vector=None if cond.vector is None else torch.zeros_like(cond.vector))
 
 
-def _joined(cond: Conditioning, other: Conditioning) -> Conditioning:
-    vectors = [vector for vector in (cond.vector, other.vector) if vector is not None]
-    return replace(cond, vector=torch.cat(vectors, dim=1) if vectors else None, concat=other.concat, label=other.label)
+def _joined(*parts: Conditioning) -> Conditioning:
+    """The first one's text, all vectors one behind the other, and what else one of them has."""
+    vectors = [part.vector for part in parts if part.vector is not None]
+    return Conditioning(cross=parts[0].cross, vector=torch.cat(vectors, dim=1) if vectors else None,
+                        concat=next((part.concat for part in parts if part.concat is not None), None),
+                        label=next((part.label for part in parts if part.label is not None), None))
 
 
 def _each(timed: Timed, change: Callable[[Conditioning], Conditioning]) -> Timed:

@@ -31,6 +31,7 @@ FILES = {
     "Zero123": {**unet(in_channels=8), **clip_l("cond_stage_model.transformer."), "cc_projection.weight": (64, 68)},
     "SD3": {f"{U}joint_blocks.0.context_block.attn.qkv.weight": (96, 32), f"{U}x_embedder.proj.weight": (32, 16, 2, 2)},
     "Flux": {"double_blocks.0.img_attn.qkv.weight": (96, 32)},
+    "Wan": {f"{U}blocks.0.cross_attn.k.weight": (96, 96), f"{U}patch_embedding.weight": (96, 16, 1, 2, 2)},
     "ControlNet": {"control_model.input_blocks.0.0.weight": (32, 4, 3, 3), "control_model.zero_convs.0.0.weight": (32, 32, 1, 1)},
     "LoRA": {"lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": (4, 32)},
     "a LoRA": {"unet.down_blocks.0.attentions.0.proj_in.lora_A.weight": (4, 32)},

@@ -19,7 +19,7 @@ from modules.pipeline.request import Request, Resources
 from modules.prompts.encode import EncodeCache, encode_program
 from modules.prompts.timeline import program
 from modules.prompts.tokens import Tokenizer
-from modules.sampling.prediction import Prediction, continuous_alphas, scaled_linear_alphas
+from modules.sampling.prediction import Prediction, continuous_alphas, scaled_linear_alphas, zero_terminal_snr
 from tests import tiny_families
 from tests.tiny_families import FAMILIES
 
@@ -190,7 +190,7 @@ def test_a_long_text_is_told_as_a_whole_by_its_first_chunk(loaded, tokenizer):
 
 def test_the_first_latent_of_an_inpainting_model_without_a_picture_is_all_hole_over_grey(loaded):
     model = loaded("SD1 inpainting")
-    told = model.family.beside(model, Framing(width=64, height=48), False).concat
+    told = model.family.around(model, Framing(width=64, height=48)).concat
     assert told.shape == (1, 5, 6, 8) and bool((told[:, 0] == 1).all())
     grey = model.vae.encode(torch.zeros(1, 3, 48, 64))[0] * 0.18215
     assert torch.allclose(told[:, 1:], grey, atol=1e-5)
@@ -201,7 +201,7 @@ def test_a_mask_keeps_the_known_part_of_a_picture_for_the_model(loaded):
     image = torch.rand(1, 3, 64, 64) * 2 - 1
     mask = torch.zeros(1, 1, 64, 64)
     mask[..., :32] = 1
-    told = model.family.beside(model, Framing(width=64, height=64, image=image, mask=mask), False).concat
+    told = model.family.around(model, Framing(width=64, height=64, image=image, mask=mask)).concat
     assert torch.equal(told[0, 0], torch.cat((torch.ones(8, 4), torch.zeros(8, 4)), dim=1))
     hole = image.clone()
     hole[..., :32] = 0
@@ -212,7 +212,7 @@ def test_the_first_inpainting_model_is_told_a_signed_mask_behind_the_picture(loa
     model = loaded("LDM inpainting_big")
     image, mask = torch.rand(1, 3, 64, 64) * 2 - 1, torch.zeros(1, 1, 64, 64)
     mask[..., 32:, :] = 1
-    told = model.family.beside(model, Framing(width=64, height=64, image=image, mask=mask), False).concat
+    told = model.family.around(model, Framing(width=64, height=64, image=image, mask=mask)).concat
     assert told.shape == (1, 4, 16, 16)
     assert torch.equal(told[0, 3], torch.cat((-torch.ones(8, 16), torch.ones(8, 16))))
     black = image.clone()
@@ -223,11 +223,37 @@ def test_the_first_inpainting_model_is_told_a_signed_mask_behind_the_picture(loa
 def test_the_upscaler_is_told_its_picture_with_as_much_noise_as_its_level_says(loaded):
     model = loaded("SD2 x4 upscaler")
     image, noise = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 3, 16, 16)
-    told = model.family.beside(model, Framing(width=64, height=64, image=image, noise_level=100, noise=noise), False)
+    told = model.family.around(model, Framing(width=64, height=64, image=image, noise_level=100, noise=noise))
     assert told.label.tolist() == [100]
     betas = torch.linspace(0.0001 ** 0.5, 0.02 ** 0.5, 1000, dtype=torch.float64) ** 2
     alpha = float((1 - betas)[:101].prod())
     assert torch.allclose(told.concat, alpha ** 0.5 * image + (1 - alpha) ** 0.5 * noise, atol=1e-5)
+
+
+def test_a_model_that_was_meant_to_be_drawn_with_averaged_weights_is_where_its_file_has_them(tmp_path):
+    weights = tiny_families.ldm()
+    own = {name: tensor for name, tensor in weights.items() if name.startswith("model.diffusion_model.")}
+    shadows = {"model_ema." + name.removeprefix("model.").replace(".", ""): tensor + 1 for name, tensor in own.items()}
+    path = tmp_path / "faces.safetensors"
+    save_file({**weights, **shadows}, path)
+    bias = own["model.diffusion_model.out.0.bias"]
+    assert torch.equal(load(path, device="cpu", dtype=torch.float32).unet.out[0].bias, bias + 1)
+    path.with_suffix(".json").write_text('{"easel.ema": "false"}')
+    assert torch.equal(load(path, device="cpu", dtype=torch.float32).unet.out[0].bias, bias)
+
+
+def test_facts_beside_a_file_come_before_those_of_the_family():
+    weights = tiny_families.sdxl()
+    build = family_of(shapes_of(weights)).build
+    told = build(weights, {"easel.beta_start": "0.001", "easel.beta_end": "0.02", "easel.zero_terminal_snr": "true", "prediction": "v",
+                           "easel.scale_factor": "0.5"})
+    assert torch.equal(told.prediction.alphas_cumprod, zero_terminal_snr(scaled_linear_alphas(0.001, 0.02)))
+    assert told.latent.scale == 0.5 and told.hints["prediction"] == "v (chosen)"
+    spread = build(weights, {"easel.latents_mean": "1 2 3 4", "easel.latents_std": "2 2 4 4"}).latent
+    assert spread.scale == (0.25, 0.25, 0.125, 0.125) and spread.shift == (1.0, 2.0, 3.0, 4.0)
+    z = torch.randn(1, 4, 3, 5)
+    assert torch.allclose(spread.from_model(spread.to_model(z)), z, atol=1e-5)
+    assert torch.allclose(spread.to_model(z)[:, 2], (z[:, 2] - 3) * 0.125)
 
 
 def test_a_model_without_an_empty_class_is_not_guided():
