@@ -63,13 +63,15 @@ class Form:
         if row.choices:
             names = [*self.choices(row)]
             many = row.kind == "list"
-            if not many and given["value"] not in names:
+            if many:
+                given["value"] = [name for name in given["value"] if name in names]
+            elif given["value"] not in names:
                 given["value"] = names[0] if names else None
             return gr.Dropdown(**{**given, "choices": names, "multiselect": many or None, **changes})
         if row.kind == "bool":
             return gr.Checkbox(**{**given, **changes})
         if row.shown is not None:
-            low, high = row.shown
+            low, high = _ends(row, value)
             return gr.Slider(**{**given, "minimum": low, "maximum": high, "step": row.step, "buttons": [], **changes})
         return gr.Textbox(**{**given, "lines": 1, "max_lines": 1, **changes})
 
@@ -103,14 +105,21 @@ class Form:
             return gr.skip() if name is None else gr.update(value=name)
         if row.kind == "list":
             return gr.update(value=[name for name in value if name in self.choices(row)])
-        if row.shown is not None and value is not None:      # a value beyond the slider's ends moves them
-            low, high = row.shown
-            return gr.update(value=value, minimum=min(low, value), maximum=max(high, value))
+        if row.shown is not None and value is not None:
+            low, high = _ends(row, value)
+            return gr.update(value=value, minimum=low, maximum=high)
         return gr.update(value=shown(row, value))
 
     def values(self, request: Request, *, without: Sequence[str] = ()) -> list[Any]:
         """Updates that show a Request in the controls, but for the fields named in `without`."""
         return self.paste({name: getattr(request, name) for name in self.names if name not in without})
+
+
+def _ends(row: parameters.Parameter, value: Any) -> tuple[float, float]:
+    """Of the slider; a value beyond them moves them."""
+    assert row.shown is not None
+    all_of = row.shown if value is None else (*row.shown, value)
+    return min(all_of), max(all_of)
 
 
 def shown(row: parameters.Parameter, value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The line above the tabs: which checkpoint and VAE draw, and a word of warning when the model is only a stand-in."""
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +21,18 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """native_size(title) -> (width, height) in pixels at which that model draws best."""
+    """native_size(title) -> (width, height) in pixels at which that model draws best.
+
+    start: sentences about the start; seen: which of them this browser has shown already.
+    """
 
     native_size: Callable[[str | None], tuple[int, int]]
     checkpoint: gr.Dropdown
     vae: gr.Dropdown
     refresh: gr.Button
     notice: gr.Markdown
+    start: gr.Markdown
+    seen: gr.BrowserState
 
 
 def build(engine: Engine, form: Form) -> Header:
@@ -37,7 +43,8 @@ def build(engine: Engine, form: Form) -> Header:
         vae = form.make("vae", label="VAE", value=engine.tools.settings()["sd_vae"], min_width=120, scale=2)
         refresh = gr.Button("Look for models again", elem_id="refresh_models", elem_classes=["icon", "reload"], min_width=0, scale=0)
     notice = html(notice_of(engine, chosen_checkpoint(engine)), "notice")
-    return Header(native_size=lambda title: native_size(engine, title), checkpoint=checkpoint, vae=vae, refresh=refresh, notice=notice)
+    return Header(native_size=lambda title: native_size(engine, title), checkpoint=checkpoint, vae=vae, refresh=refresh, notice=notice,
+                  start=html("", "start_notes"), seen=gr.BrowserState("", storage_key="easel.start.notes", secret="easel"))
 
 
 def wire(engine: Engine, header: Header, blocks: gr.Blocks) -> None:
@@ -58,11 +65,18 @@ def wire(engine: Engine, header: Header, blocks: gr.Blocks) -> None:
                 gr.update(choices=list(vaes), value=nearest(engine.tools.settings()["sd_vae"], vaes) or "Automatic"),
                 notice_of(engine, title))
 
+    def of_the_start(seen: str) -> tuple[str, str]:
+        """What went wrong at the start, told once to each browser."""
+        sentences = engine.tools.warnings()
+        mark = hashlib.sha256("\n".join(sentences).encode("utf-8", "replace")).hexdigest() if sentences else ""
+        return ("" if mark == seen else said.notes([(text, "warn") for text in sentences])), mark
+
     shown = [header.checkpoint, header.vae, header.notice]
     header.checkpoint.input(choose, header.checkpoint, header.notice, **QUIET)
     header.vae.input(choose_vae, header.vae, header.notice, **QUIET)
     header.refresh.click(lambda: lists(True), None, shown, **QUIET)
     blocks.load(lambda: lists(False), None, shown, **QUIET)
+    blocks.load(of_the_start, header.seen, [header.start, header.seen], **QUIET)
 
 
 def chosen_checkpoint(engine: Engine) -> str | None:

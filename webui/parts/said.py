@@ -79,7 +79,9 @@ def picture(source: str, words: str) -> str:
     return f'<div><img src="{escape(source, quote=True)}" alt="{escape(words, quote=True)}"></div>'
 
 
-def table(rows: list[tuple[str, str]]) -> str:
-    """Names and values in two columns."""
-    lines = "".join(f"<tr><th scope=\"row\">{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in rows)
+def table(rows: list[tuple[str, str]], guessed: tuple[str, ...] = ()) -> str:
+    """Names and values in two columns. guessed: names whose values nobody said."""
+    mark = ' <span class="guess">guessed</span>'
+    lines = "".join(f"<tr><th scope=\"row\">{_text(name)}</th><td>{_text(value)}{mark if name in guessed else ''}</td></tr>"
+                    for name, value in rows)
     return f'<table class="facts"><tbody>{lines}</tbody></table>' if rows else ""

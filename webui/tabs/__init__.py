@@ -14,9 +14,8 @@ from typing import Any
 import gradio as gr
 
 from modules.engine import Engine
-from modules.pipeline.request import Request
 from webui.form import Form
-from webui.parts import header
+from webui.parts import header, model_info
 from webui.parts.theme import theme
 from webui.tabs import png_info, txt2img
 
@@ -25,15 +24,18 @@ STATIC = Path(__file__).resolve().parent.parent / "static"
 
 def page(engine: Engine, flags: Any) -> gr.Blocks:
     """The whole page. Building it starts nothing and serves nothing."""
-    width, height = header.native_size(engine, header.chosen_checkpoint(engine))
+    native = header.native_size(engine, header.chosen_checkpoint(engine))
+    own = {"width": native[0], "height": native[1], **engine.tools.page_defaults("txt2img")}
     with gr.Blocks(title="Easel", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
-        form = Form(engine, "txt2img", Request(width=width, height=height))
+        form = Form(engine, "txt2img", engine.tools.request(own))
         top = header.build(engine, form)
+        panel = model_info.build(form)
         with gr.Tabs(elem_id="tabs") as tabs:
             draw = txt2img.build(engine, form)
             info = png_info.build()
         header.wire(engine, top, blocks)
-        txt2img.wire(engine, form, top, draw, blocks)
+        model_info.wire(engine, top, panel)
+        txt2img.wire(engine, form, top, draw, blocks, native)
         png_info.wire(engine, form, info, draw.stage, tabs)
     return blocks
 

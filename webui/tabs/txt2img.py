@@ -14,7 +14,7 @@ from modules.engine import Engine
 from modules.pipeline import infotext
 from webui.form import Form
 from webui.parts import said, watch
-from webui.parts.header import QUIET, Header
+from webui.parts.header import QUIET, Header, chosen_checkpoint
 from webui.parts.html import html
 
 SEEDS = ("seed", "subseed")
@@ -125,9 +125,10 @@ def _stage(generate: gr.Button, interrupt: gr.Button, skip: gr.Button) -> watch.
         gallery=gallery, infotext=text, note=note, replay=replay, inspect=inspect, chosen=gr.State(0))
 
 
-def wire(engine: Engine, form: Form, top: Header, parts: Txt2Img, blocks: gr.Blocks) -> None:
-    """What each button and box does."""
-    _wire_job(engine, form, parts.stage, blocks)
+def wire(engine: Engine, form: Form, top: Header, parts: Txt2Img, blocks: gr.Blocks, native: tuple[int, int]) -> None:
+    """What each button and box does. native: the chosen model's own width and height in pixels."""
+    known = gr.State(native)
+    _wire_job(engine, form, parts.stage, blocks, _Sizes(top=top, known=known, built=native))
     _wire_pictures(engine, parts.stage)
     for field, counter in parts.counters.items():
         _count(engine, form[field].input, form[field], counter)
@@ -136,10 +137,25 @@ def wire(engine: Engine, form: Form, top: Header, parts: Txt2Img, blocks: gr.Blo
     for field in SEEDS:
         parts.random[field].click(lambda: "-1", None, form[field], **QUIET)
         parts.reuse[field].click(_reuse(field), [parts.stage.texts, parts.stage.chosen], form[field], **QUIET)
-    _follow_native_size(form, top)
+    _follow_native_size(form, top, known)
 
 
-def _wire_job(engine: Engine, form: Form, stage: watch.Stage, blocks: gr.Blocks) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """known: width and height that the page last took from a model; built: those of the model that was chosen when the page was built."""
+
+    top: Header
+    known: gr.State
+    built: tuple[int, int]
+
+    def fresh(self, engine: Engine, form: Form) -> dict[Any, Any]:
+        """For a page that begins anew: the size of the model that is chosen now, where no size of the user's own was asked for."""
+        size = self.top.native_size(chosen_checkpoint(engine))
+        own = (form.defaults.width, form.defaults.height) != self.built
+        return {self.known: size, **({} if own else {form["width"]: size[0], form["height"]: size[1]})}
+
+
+def _wire_job(engine: Engine, form: Form, stage: watch.Stage, blocks: gr.Blocks, sizes: _Sizes) -> None:
     def press(*values: Any) -> dict[Any, Any]:
         try:
             return stage.begun(engine.submit(form.request(values)))
@@ -150,7 +166,7 @@ def _wire_job(engine: Engine, form: Form, stage: watch.Stage, blocks: gr.Blocks)
         return stage.look(engine, job_id, seen)
 
     def attach(job_id: str) -> dict[Any, Any]:
-        return _attached(engine, form, stage, job_id)
+        return _attached(engine, form, stage, sizes, job_id)
 
     def stop(job_id: str) -> None:
         if job_id:
@@ -164,19 +180,22 @@ def _wire_job(engine: Engine, form: Form, stage: watch.Stage, blocks: gr.Blocks)
     stage.timer.tick(tick, [stage.job, stage.seen], stage.outputs, **QUIET)
     stage.interrupt.click(stop, stage.job, None, **QUIET)
     stage.skip.click(pass_over, stage.job, None, **QUIET)
-    blocks.load(attach, stage.job, [*stage.outputs, *form.controls], **QUIET)
+    blocks.load(attach, stage.job, [*stage.outputs, *form.controls, sizes.known], **QUIET)
 
 
-def _attached(engine: Engine, form: Form, stage: watch.Stage, job_id: str) -> dict[Any, Any]:
+def _attached(engine: Engine, form: Form, stage: watch.Stage, sizes: _Sizes, job_id: str) -> dict[Any, Any]:
     """A page that was just opened: this browser's last job, else the one that runs, else nothing."""
     try:
         job = engine.job(job_id) if job_id else engine.running()
     except WebUIError:
         job = engine.running()
     if job is None:
-        return {stage.job: ""}
+        return {stage.job: "", **sizes.fresh(engine, form)}
     changes = stage.finished(engine, job) if job.ended else stage.begun(job)
-    return {**changes, **dict(zip(form.controls, form.values(job.request, without=NOT_RESTORED), strict=True))}
+    entry = engine.tools.checkpoint()
+    same_model = entry is not None and entry.name == job.request.checkpoint     # what it predicts was said of that model alone
+    without = NOT_RESTORED if same_model else (*NOT_RESTORED, "prediction")
+    return {**changes, **dict(zip(form.controls, form.values(job.request, without=without), strict=True))}
 
 
 def _wire_pictures(engine: Engine, stage: watch.Stage) -> None:
@@ -222,10 +241,9 @@ def _reuse(field: str) -> Callable[[list[tuple[str, str]], int], Any]:
     return reuse
 
 
-def _follow_native_size(form: Form, top: Header) -> None:
+def _follow_native_size(form: Form, top: Header, known: gr.State) -> None:
     """Another model brings its own size, unless the user has chosen a size of theirs."""
     width, height = form["width"], form["height"]
-    known = gr.State((form.defaults.width, form.defaults.height))
 
     def follow(title: str | None, now: tuple[int, int], wide: int, high: int) -> tuple[Any, Any, tuple[int, int]]:
         size = top.native_size(title)
