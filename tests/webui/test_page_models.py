@@ -11,7 +11,7 @@ from modules.core import model_folders
 from tests import tiny, tiny_families
 from tests.webui import running
 from tests.webui.test_page import Page
-from tests.webui.test_page import chromium as chromium              # the fixture
+from tests.webui.test_page import chromium as chromium  # the fixture
 
 NASTY = "<img src=x onerror=\"window.__pwned=1\"> | [x](javascript:window.__pwned=1)"
 XL = "xl.safetensors"
