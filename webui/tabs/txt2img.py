@@ -151,6 +151,8 @@ class _Sizes:
     def fresh(self, engine: Engine, form: Form) -> dict[Any, Any]:
         """For a page that begins anew: the size of the model that is chosen now, where no size of the user's own was asked for."""
         size = self.top.native_size(chosen_checkpoint(engine))
+        if size == self.built:
+            return {}                                       # all that is shown is right, and what was typed meanwhile stays
         own = (form.defaults.width, form.defaults.height) != self.built
         return {self.known: size, **({} if own else {form["width"]: size[0], form["height"]: size[1]})}
 
@@ -190,7 +192,8 @@ def _attached(engine: Engine, form: Form, stage: watch.Stage, sizes: _Sizes, job
     except WebUIError:
         job = engine.running()
     if job is None:
-        return {stage.job: "", **sizes.fresh(engine, form)}
+        forgotten = {stage.job: ""} if job_id else {}       # else a job that was submitted meanwhile would be
+        return {**forgotten, **sizes.fresh(engine, form)}
     changes = stage.finished(engine, job) if job.ended else stage.begun(job)
     entry = engine.tools.checkpoint()
     same_model = entry is not None and entry.name == job.request.checkpoint     # what it predicts was said of that model alone
