@@ -3,7 +3,7 @@
                                       launch.py
               webui/ (tabs, parts, api)          modules/cli/
                                    modules/client.py
-                                   modules/engine.py
+                             modules/engine.py  modules/errands.py
                           modules/jobs/    modules/demo/
                                    modules/pipeline/
                                    modules/adapters/

@@ -17,7 +17,7 @@ from webui.parts.header import QUIET, Header
 from webui.parts.html import html
 
 VARIANTS = MappingProxyType({"inpaint": "for inpainting", "edit": "edits pictures as it is told", "depth": "redraws by depth",
-                             "upscale": "enlarges pictures", "unclip": "varies pictures"})
+                             "upscale": "enlarges pictures", "unclip": "varies pictures", "layout": "draws what boxes say"})
 PREDICTIONS = MappingProxyType({"eps": "eps (the noise)", "v": "v (velocity)", "x0": "x0 (the picture)", "edm": "EDM"})
 CREDITS = (("modelspec.title", "Title"), ("modelspec.author", "Author"), ("modelspec.license", "License"), ("modelspec.date", "Date"))
 LONGEST = 2000                                              # letters of a text that are shown
