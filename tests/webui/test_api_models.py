@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -164,3 +165,26 @@ def test_what_closes_leaves_nobody_waiting_for_a_model(tmp_path):
     assert engine.unload().result(10) is None and engine.reload().result(10) is None
     engine.close()
     assert Client(build(engine, Flags(nowebui=True)))("POST", "/sdapi/v1/unload-checkpoint").status_code == 503
+
+
+def test_unloading_waits_for_the_job_that_runs_and_costs_it_nothing(api, engine):
+    job = engine.submit(engine.tools.request({**SMALL, "steps": 25, "prompt": "undisturbed"}), save=False)
+    assert api("POST", "/sdapi/v1/unload-checkpoint").json() == {}
+    assert job.state == "done" and len(job.result(10).pictures) == 1 and loaded(engine) == ""
+
+
+def test_whoever_waits_while_easel_closes_is_let_go(tmp_path):
+    begun, go = threading.Event(), threading.Event()
+
+    def stuck(request, resources):
+        begun.set()
+        go.wait(60)
+
+    engine = Engine(Paths.of(tmp_path), spine=stuck)
+    tiny.save_sd1(engine.paths.checkpoints[0] / "any.safetensors")
+    engine.submit(engine.tools.request({}))
+    assert begun.wait(30)
+    waiting = engine.unload()
+    engine.close(0.1)
+    assert waiting.cancelled()
+    go.set()
