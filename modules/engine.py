@@ -208,7 +208,7 @@ class Engine:
         checkpoint, warnings = self._library.choose_checkpoint(request.checkpoint, settings["sd_model_checkpoint"])
         return dataclasses.replace(
             request, sampler=sampler, scheduler=scheduler, eta=eta, checkpoint=checkpoint,
-            vae=self._library.choose_vae(request.vae or settings["sd_vae"]),
+            vae=self._library.choose_vae(request.vae or settings["sd_vae"]), refiner=self._library.choose_refiner(request.refiner),
             seed=request.seed if request.seed >= 0 else secrets.randbelow(SEEDS), subseed=_subseed(request),
             deterministic=request.deterministic or self._deterministic,
         ), warnings

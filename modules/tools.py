@@ -128,6 +128,10 @@ class Library:
         except CheckpointError:
             return False                                    # a file that cannot be read is not the one
 
+    def choose_refiner(self, name: str) -> str:
+        """The name of the checkpoint, "" for none. Raises NotFoundError."""
+        return "" if name in ("", "None", "none") else self.shelf.find_checkpoint(name).name
+
     def choose_vae(self, name: str) -> str:
         """"Automatic", "None" or the name of a VAE file on the shelf. Raises NotFoundError."""
         if name in ("", "Automatic", "None"):
@@ -222,6 +226,7 @@ class Tools:
             "samplers": lambda: tuple(entry.name for entry in self.samplers()),
             "schedulers": lambda: tuple(entry.label for entry in self.schedulers()),
             "checkpoints": lambda: tuple(entry.title for entry in self.checkpoints()),
+            "refiners": lambda: ("", *(entry.title for entry in self.checkpoints())),
             "vaes": lambda: ("Automatic", "None", *(entry.name for entry in self.vaes())),
             "styles": lambda: tuple(style.name for style in self.styles()),
         }

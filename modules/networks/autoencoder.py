@@ -19,7 +19,7 @@ from modules.networks.attention import attend
 from modules.networks.layers import GroupNorm
 
 EPS = 1e-6                                                  # of every GroupNorm here
-REACH = 4                                                   # cells that a segment sees to each side at most; even, for the halved resolutions
+REACH = 4                                                   # cells that a segment sees to each side at most; even, for halved resolutions
 AT_ONCE = 2 ** 24                                           # distances to codebook vectors held in memory
 
 

@@ -27,7 +27,7 @@ class ClipConfig:
     heads: int
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     pad_id: int = 49407                                     # what fills a chunk behind its end token
-    layer: int = 0                                          # whose answer is read, counted from the last (1); 0 = the user's clip skip says it
+    layer: int = 0                                          # whose answer is read, counted from the last (1); 0 = clip skip says it
     final_norm: bool = True                                 # whether what is read passes the final norm
     projection: int = 0                                     # numbers of the vector for the whole text, 0 = none is given
 

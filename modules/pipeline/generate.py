@@ -1,16 +1,18 @@
 """THE SPINE: one request from words to pictures. Read this file first; everything else is a room it walks through."""
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from modules.core.errors import Cancelled
+from modules.core.errors import Cancelled, RequestError
 from modules.core.progress import Progress
 from modules.families.base import Framing, Model
 from modules.imaging import convert
@@ -22,7 +24,9 @@ from modules.pipeline.start import knobs, start
 from modules.prompts import timeline
 from modules.prompts.encode import Encoded, encode_program
 from modules.sampling import catalogue
-from modules.sampling.denoise import denoise
+from modules.sampling.denoise import Relay, denoise
+from modules.sampling.guidance import ConditioningAt
+from modules.sampling.prediction import Prediction
 
 log = logging.getLogger("easel.pipeline")
 
@@ -37,23 +41,58 @@ def generate(request: Request, resources: Resources) -> Result:
     batches = list(plan(request, resources.styles, resources.extensions, resources.done))
     pictures: list[Picture] = []
     progress.at(stage="loading", batches=len(batches), steps=request.steps)
-    for number, batch in enumerate(batches):
-        if progress.interrupted:
-            break
-        with resources.models.borrow(request.checkpoint, request.vae, request.prediction) as model:
-            progress.at(stage="sampling", batch=number, step=0)
-            try:
-                pictures += [resources.deliver(picture) for picture in compute(batch, model, resources)]
-            except Cancelled:                               # before this batch's first step: there is nothing to show of it
-                log.info("Batch %d of %d was stopped before its first step.", number + 1, len(batches))
-            progress.unskip()
+    with Refiner(request, resources) as refiner:
+        for number, batch in enumerate(batches):
+            if progress.interrupted:
+                break
+            with resources.models.borrow(request.checkpoint, request.vae, request.prediction) as model:
+                progress.at(stage="sampling", batch=number, step=0)
+                try:
+                    pictures += [resources.deliver(picture) for picture in compute(batch, model, refiner, resources)]
+                except Cancelled:                           # before this batch's first step: there is nothing to show of it
+                    log.info("Batch %d of %d was stopped before its first step.", number + 1, len(batches))
+                progress.unskip()
     if not pictures and progress.interrupted:
         raise Cancelled("Stopped by the user before the first picture.")
     return Result(request=request, pictures=tuple(pictures), warnings=(
         *unused(batches), *dict.fromkeys(warning for picture in pictures for warning in picture.warnings)))
 
 
-def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
+class Refiner:
+    """The request's second checkpoint, borrowed when its first batch wants it and kept to the job's end."""
+
+    def __init__(self, request: Request, resources: Resources) -> None:
+        self._request, self._resources = request, resources
+        self._stack = contextlib.ExitStack()
+        self.model: Model | None = None
+
+    def __enter__(self) -> Refiner:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def relay(self, batch: Batch, model: Model) -> Relay | None:
+        """Where it takes over from `model`: when a level's index t has (999 - t) / 1000 at refiner_switch_at. None where it does not."""
+        request, sigmas = self._request, model.prediction.sigmas
+        first = len(sigmas) - 1 - math.ceil(len(sigmas) * request.refiner_switch_at - 1e-6)     # the highest index that is its own
+        if request.refiner in ("", request.checkpoint) or first < 0:
+            return None
+        until = float(sigmas[first:first + 2].mean())       # a level belongs to the nearest index
+
+        def take() -> tuple[nn.Module, Prediction, ConditioningAt]:
+            if self.model is None:
+                self.model = self._stack.enter_context(self._resources.models.borrow(request.refiner, "None"))
+            if self.model.latent.channels != model.latent.channels:
+                raise RequestError(f"The refiner {model_name(self.model)} works on other latents than {model_name(model)}; choose another.",
+                                   "refiner")
+            told = texts_of(batch, self.model, self._resources)
+            return self.model.unet, self.model.prediction, lambda call: [texts.at(call) for texts in told]
+
+        return Relay(until, take)
+
+
+def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources) -> list[Picture]:
     """The pictures of one batch, finished but not delivered. Raises Cancelled when stopped before the first step."""
     told = texts_of(batch, model, resources)
     begin = start(batch, model)
@@ -62,10 +101,10 @@ def compute(batch: Batch, model: Model, resources: Resources) -> list[Picture]:
     done = denoise(
         model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
         conditioning_at=lambda call: [texts.at(call) for texts in told], noise=begin.noise,
-        cfg_scale=batch.request.cfg_scale if model.guided else 1.0,
+        cfg_scale=batch.request.cfg_scale if model.guided else 1.0, relay=refiner.relay(batch, model),
         knobs=knobs(batch.request), on_step=watcher(model, batch.request, progress), check=progress.check)
     progress.at(stage="decoding")
-    return [picture_of(slot, batch.request, model, pixels, done.complete)
+    return [picture_of(slot, batch.request, model, refiner.model, pixels, done.complete)
             for slot, pixels in zip(batch.slots, latents.decode(model, done.latent).split(1), strict=True)]
 
 
@@ -103,23 +142,25 @@ def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int
     return on_step
 
 
-def picture_of(slot: Slot, request: Request, model: Model, pixels: Tensor, complete: bool) -> Picture:
+def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None, pixels: Tensor, complete: bool) -> Picture:
     """One picture with its text and its record."""
     image = convert.to_images(pixels.float().cpu())[0]
     facts = infotext.Facts(
         seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
-        model_name=model_name(model), model_hash=model.sha256[:10], vae_name=model.vae_name, vae_hash=model.vae_sha256[:10])
+        model_name=model_name(model), model_hash=model.sha256[:10], vae_name=model.vae_name, vae_hash=model.vae_sha256[:10],
+        refiner=f"{model_name(refiner)} [{refiner.sha256[:10]}]" if refiner else "")
     return Picture(
         index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt, image=image,
-        infotext=infotext.write(request, facts), record=record_of(slot, request, model, image, complete), complete=complete)
+        infotext=infotext.write(request, facts), record=record_of(slot, request, model, refiner, image, complete), complete=complete)
 
 
-def record_of(slot: Slot, request: Request, model: Model, image: Image.Image, complete: bool) -> dict[str, Any]:
+def record_of(slot: Slot, request: Request, model: Model, refiner: Model | None, image: Image.Image, complete: bool) -> dict[str, Any]:
     """What made this picture, see provenance.record."""
     return provenance.record(
         request, index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
         model={"name": model_name(model), "sha256": model.sha256, "family": model.family.name, "prediction": model.prediction.kind},
         vae={"name": model.vae_name, "sha256": model.vae_sha256} if model.vae_name else None, libraries=libraries(),
+        refiner={"name": model_name(refiner), "sha256": refiner.sha256} if refiner else None,
         device=model.device.type, dtype=str(model.dtype).removeprefix("torch."), layers=model.layers,
         pixels={"sha256": pixels_sha256(image), "width": image.width, "height": image.height}, complete=complete)
 

@@ -47,6 +47,7 @@ class Facts:
     model_hash: str = ""
     vae_name: str = ""                                      # with ending
     vae_hash: str = ""
+    refiner: str = ""                                       # "name [10 hex]" where one took over
     notes: Mapping[str, Any] = field(default_factory=dict)
     user: str = ""
     version: str = VERSION
@@ -97,6 +98,8 @@ def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": request.eta_noise_seed_delta if entry.uses_ensd and request.eta_noise_seed_delta and request.eta != 0 else None,
         "RNG": "CPU" if request.randn_source == "CPU" else "NV",
+        "Refiner": facts.refiner or None,
+        "Refiner switch at": request.refiner_switch_at if facts.refiner else None,
     }
     for key, value in {**request.notes, **facts.notes}.items():
         if is_key(key) and key not in ("Version", "User"):
@@ -347,7 +350,7 @@ def _is_weighted(prompt: str) -> bool:
 # ---- from labels to fields
 
 TAKEN_AS_GIVEN: Mapping[str, Any] = {"clip_skip": 1, "randn_source": "NV", "schedule_rho": 0.0, "schedule_sigma_min": 0.0,
-                                     "schedule_sigma_max": 0.0, "scheduler": "Automatic"}
+                                     "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": ""}
 
 
 def fields_of(parsed: Parsed, *, defaults: bool = False) -> dict[str, Any]:

@@ -21,14 +21,16 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def record(request: Request, *, index: int, seed: int, subseed: int, prompt: str, negative_prompt: str,
-           model: Mapping[str, Any], vae: Mapping[str, Any] | None = None, files: Sequence[Mapping[str, Any]] = (),
+           model: Mapping[str, Any], vae: Mapping[str, Any] | None = None, refiner: Mapping[str, Any] | None = None,
+           files: Sequence[Mapping[str, Any]] = (),
            libraries: Mapping[str, str], device: str, dtype: str, layers: Mapping[str, Any] | str,
            pixels: Mapping[str, Any], complete: bool = True) -> dict[str, Any]:
     """What made this picture, as plain JSON values.
 
     request: the job's, with its seeds drawn and its names resolved. index, seed, subseed, prompt, negative_prompt: this picture's.
-    model: {name, sha256, family, prediction}; vae: {name, sha256}, None = the checkpoint's own; files: other files put on the model,
-    {kind, name, sha256, weight}. layers: the mode of the layer implementations and the digest of their table.
+    model: {name, sha256, family, prediction}; vae: {name, sha256}, None = the checkpoint's own; refiner: {name, sha256}, None = none;
+    files: other files put on the model, {kind, name, sha256, weight}. layers: the mode of the layer implementations and the digest of
+    their table.
     pixels: {sha256, width, height} of the decoded picture.
     """
     picture: dict[str, Any] = {"index": index, "seed": seed, "subseed": subseed, "complete": complete}
@@ -38,6 +40,7 @@ def record(request: Request, *, index: int, seed: int, subseed: int, prompt: str
         picture["negative_prompt"] = negative_prompt
     return _plain({
         KEYWORD: FORMAT, "request": parameters.normal(request).to_json(), "picture": picture, "model": model, "vae": vae,
+        **({"refiner": refiner} if refiner else {}),
         "files": list(files), "libraries": libraries, "device": device, "dtype": dtype, "layers": layers, "pixels": pixels,
     })
 

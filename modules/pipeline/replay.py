@@ -22,7 +22,7 @@ Run = Callable[[Request], Result]
 Find = Callable[[str, str, str], str]
 State = Literal["identical", "different", "cannot"]
 EXIT_CODES = (("identical", 0), ("different", 1), ("cannot", 2))
-NAMES = frozenset({"checkpoint", "vae"})                    # files: compared by hash, not by name
+NAMES = frozenset({"checkpoint", "vae", "refiner"})                    # files: compared by hash, not by name
 NEEDED = ("Steps", "Sampler", "Seed")                       # without these a text says too little
 
 
@@ -102,6 +102,8 @@ def _from_record(file: bytes, record: Mapping[str, Any], run: Run, find: Find) -
         raise ReplayError("The picture was interrupted before its last step, so it cannot be made again.")
     model = record["model"]
     here: dict[str, Any] = {"checkpoint": find("checkpoint", model.get("name", ""), model.get("sha256", "")), "vae": _vae(record, find)}
+    refiner = record.get("refiner")
+    here["refiner"] = find("checkpoint", refiner.get("name", ""), refiner.get("sha256", "")) if refiner else ""
     asked = dataclasses.replace(provenance.alone(record), **here)
     made = _only(run(asked), 0)
     errors = compare(file, made.file)
@@ -160,7 +162,7 @@ def _record_differences(old: Mapping[str, Any], new: Mapping[str, Any], asked: R
 
 
 def _file_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for part in ("model", "vae"):
+    for part in ("model", "vae", "refiner"):
         before, after = old.get(part) or {}, new.get(part) or {}
         for fact in ("sha256", "prediction", "family"):
             if before.get(fact) and before.get(fact) != after.get(fact):
@@ -222,6 +224,8 @@ def _request_of_text(file: bytes, parsed: infotext.Parsed, find: Find) -> tuple[
     name, digest = parsed.raw.get("Model", ""), parsed.raw.get("Model hash", "")
     fields["checkpoint"] = find("checkpoint", name, digest) if name or digest else ""
     fields["vae"] = find("vae", parsed.raw["VAE"], parsed.raw.get("VAE hash", "")) if parsed.raw.get("VAE") else "Automatic"
+    refiner, _, digest = parsed.raw.get("Refiner", "").partition(" [")
+    fields["refiner"] = find("checkpoint", refiner, digest.rstrip("]")) if refiner else ""
     request = Request(**{**fields, "batch_size": 1, "n_iter": 1})
     parameters.check(request)
     return request, tuple(lacks)

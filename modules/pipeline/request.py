@@ -40,7 +40,9 @@ class Request:
     n_iter: int = 1                                         # batches
     checkpoint: str = ""
     vae: str = ""                                           # "" = settings; "Automatic"; "None" = the checkpoint's own
-    prediction: str = "Auto"                                # Auto, eps, v
+    prediction: str = "Auto"                                # Auto, eps, v, x0, edm
+    refiner: str = ""                                       # a checkpoint that takes over; "" = none
+    refiner_switch_at: float = 0.8                          # when, 0..1 of the training's noise levels gone through
     clip_skip: int = 1
     eta: float | None = None                                # None = the sampler's own
     s_churn: float = 0.0

@@ -1,6 +1,7 @@
 """From the first noisy latent to the last: a network, a ladder, what stands around the model, and a sampler."""
 from __future__ import annotations
 
+import itertools
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from modules.core.errors import Cancelled, NanError
 from modules.sampling.catalogue import SamplerEntry
 from modules.sampling.guidance import ConditioningAt, Rows, RowsDenoise, cfg
 from modules.sampling.prediction import Prediction
-from modules.sampling.samplers import Denoise, Noise, OnStep
+from modules.sampling.samplers import Denoise, Denoised, Noise, OnStep
 
 WrapModel = Callable[[RowsDenoise], RowsDenoise]
 Wrap = Callable[[Denoise], Denoise]
@@ -29,11 +30,19 @@ class Denoising:
     complete: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Relay:
+    """Another network takes over at the first call whose noise level is at most `sigma`. take: gives it, its prediction, its texts."""
+
+    sigma: float
+    take: Callable[[], tuple[nn.Module, Prediction, ConditioningAt]]
+
+
 @torch.no_grad()                                            # not inference_mode: a wrap may ask for gradients (enable_grad)
 def denoise(unet: nn.Module, prediction: Prediction, x: Tensor, sigmas: Tensor, entry: SamplerEntry, *,
             conditioning_at: ConditioningAt, cfg_scale: float, noise: Noise, knobs: Mapping[str, Any] = MappingProxyType({}),
             wrap_models: Sequence[WrapModel] = (), wraps: Sequence[Wrap] = (), on_step: OnStep | None = None,
-            check: Callable[[], None] | None = None, batch_rows_limit: int | None = None) -> Denoising:
+            check: Callable[[], None] | None = None, batch_rows_limit: int | None = None, relay: Relay | None = None) -> Denoising:
     """Walk the ladder `sigmas` from x (B, C, h, w), which is at noise level sigmas[0] (see first_latent), with the sampler of `entry`.
 
     unet(x, timesteps, context) is called in the type and on the device of its own weights; the sampler's state stays float32 on x's.
@@ -43,10 +52,17 @@ def denoise(unet: nn.Module, prediction: Prediction, x: Tensor, sigmas: Tensor, 
     on_step(i, denoised): once a step. check(): before every network call. Either may raise Cancelled: then the last step's guess is given,
     with complete=False; before the first step is done Cancelled goes on to the caller. Raises NanError for values that are no numbers.
     """
-    rows_denoise = network_rows(unet, prediction, check)
-    for wrap_model in wrap_models:
-        rows_denoise = wrap_model(rows_denoise)
-    outer = cfg(rows_denoise, conditioning_at, cfg_scale, batch_rows_limit=batch_rows_limit)
+    calls = itertools.count()
+
+    def guided(network: nn.Module, kind: Prediction, texts: ConditioningAt) -> Denoise:
+        rows_denoise = network_rows(network, kind, check)
+        for wrap_model in wrap_models:
+            rows_denoise = wrap_model(rows_denoise)
+        return cfg(rows_denoise, texts, cfg_scale, batch_rows_limit=batch_rows_limit, calls=calls)
+
+    outer = guided(unet, prediction, conditioning_at)
+    if relay:
+        outer = _relayed(outer, relay, guided)
     for wrap in wraps:
         outer = wrap(outer)
     guesses: list[Tensor] = []
@@ -67,6 +83,18 @@ def denoise(unet: nn.Module, prediction: Prediction, x: Tensor, sigmas: Tensor, 
             raise
         return Denoising(_finite(guesses[0]), complete=False)
     return Denoising(_finite(latent / _unit(sigmas[-1]) if entry.start == "vp" else latent), complete=True)
+
+
+def _relayed(first: Denoise, relay: Relay, guided: Callable[[nn.Module, Prediction, ConditioningAt], Denoise]) -> Denoise:
+    """The first denoiser down to the relay's level, the second from there on; a sampler that goes up again does not wake the first."""
+    runs = [first]
+
+    def denoise_(x: Tensor, sigma: Tensor) -> Denoised:
+        if len(runs) == 1 and float(sigma) <= relay.sigma:
+            runs.append(guided(*relay.take()))
+        return runs[-1](x, sigma)
+
+    return denoise_
 
 
 def first_latent(noise: Tensor, sigma: Tensor | float, entry: SamplerEntry, sgm_noise_multiplier: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,15 +58,16 @@ class _Row:
     conditioning: Conditioning
 
 
-def cfg(rows_denoise: RowsDenoise, conditioning_at: ConditioningAt, cfg_scale: float, *, batch_rows_limit: int | None = None) -> Denoise:
+def cfg(rows_denoise: RowsDenoise, conditioning_at: ConditioningAt, cfg_scale: float, *, batch_rows_limit: int | None = None,
+        calls: Iterator[int] | None = None) -> Denoise:
     """The guided denoiser of a batch of pictures: uncond + sum of weight * cfg_scale * (cond - uncond) over the parts of each prompt.
 
     All rows of all pictures go through the network in one call, cond and uncond together; only rows of different token counts, or more
     than batch_rows_limit, are asked separately, which changes nothing beyond rounding. Where the negative prompt would be given no share
     at all (cfg_scale 1 with one part), it is not asked, and `Denoised.uncond` is None.
-    Calls are counted here, so a denoiser serves one pass.
+    Calls are counted here, so a denoiser serves one pass; calls: the count of a denoiser in whose place this one steps.
     """
-    calls = itertools.count()
+    calls = itertools.count() if calls is None else calls
     kept: list[tuple[list[_Row], list[_Group]]] = []        # the last rows and their groups: most calls ask with the same texts
 
     def denoise(x: Tensor, sigma: Tensor) -> Denoised:

@@ -261,10 +261,12 @@ def carried(text):
 @given(requests())
 def test_every_labelled_field_comes_back(request_):
     assume(carried(request_.prompt) and carried(request_.negative_prompt))
-    assume(request_.checkpoint == request_.checkpoint.strip() and "[" not in request_.checkpoint)
+    for name in (request_.checkpoint, request_.refiner):
+        assume(name == name.strip() and "[" not in name)
     subseed = max(request_.subseed, 0) if request_.subseed_strength else -1
-    request_ = dataclasses.replace(request_, seed=max(request_.seed, 0), subseed=subseed)
-    text = write(request_, facts_of(request_, model_name=request_.checkpoint, vae_name=request_.vae))
+    switch = request_.refiner_switch_at if request_.refiner else Request().refiner_switch_at
+    request_ = dataclasses.replace(request_, seed=max(request_.seed, 0), subseed=subseed, refiner_switch_at=switch)
+    text = write(request_, facts_of(request_, model_name=request_.checkpoint, vae_name=request_.vae, refiner=request_.refiner))
     fields = fields_of(read(text), defaults=True)
     assert Request(**fields) == request_
 

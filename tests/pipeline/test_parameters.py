@@ -138,7 +138,7 @@ def test_a_number_beyond_its_limits_is_refused_naming_the_field(row):
     ({"batch_size": 0}, "batch_size"), ({"n_iter": 0}, "n_iter"), ({"seed": -2}, "seed"), ({"seed": 2**64}, "seed"),
     ({"subseed_strength": 1.5}, "subseed_strength"), ({"cfg_scale": math.nan}, "cfg_scale"),
     ({"width": 8192, "height": 8192, "batch_size": 2}, "batch_size"), ({"steps": 1000, "n_iter": 1000, "batch_size": 64}, "n_iter"),
-    ({"randn_source": "TPU"}, "randn_source"), ({"image_format": "exe"}, "image_format"), ({"prediction": "x0"}, "prediction"),
+    ({"randn_source": "TPU"}, "randn_source"), ({"image_format": "exe"}, "image_format"), ({"prediction": "score"}, "prediction"),
     ({"emphasis": ""}, "emphasis"), ({"styles": ["a"]}, "styles"), ({"styles": (5,)}, "styles"), ({"styles": ("a",) * 1000}, "styles"),
     ({"deterministic": 1}, "deterministic"), ({"checkpoint": None}, "checkpoint"), ({"extra": {"a": math.nan}}, "extra"),
     ({"extra": {"a": object()}}, "extra"), ({"notes": {"a": "x" * 300_000}}, "notes"), ({"notes": {"a": "\ud800"}}, "notes"),

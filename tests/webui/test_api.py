@@ -145,10 +145,16 @@ def test_numbers_may_be_texts_and_texts_numbers_and_strangers_are_ignored(api):
     assert reply["parameters"]["steps"] == 3 and "nobody_knows" not in reply["parameters"]
 
 
+def test_an_unknown_refiner_is_not_found_and_none_is_none(api):
+    answer = api("POST", "/sdapi/v1/txt2img", {**SMALL, "refiner_checkpoint": "nobody"})
+    assert answer.status_code == 404 and "nobody" in answer.json()["detail"]
+    plain, none = (api("POST", "/sdapi/v1/txt2img", {**SMALL, **extra}).json()["images"] for extra in ({}, {"refiner_checkpoint": "None"}))
+    assert plain == none
+
+
 @pytest.mark.parametrize(("fields", "words"), [
     ({"script_name": "nope"}, "Script 'nope' not found"), ({"alwayson_scripts": {"nope": {}}}, "Script 'nope' not found"),
     ({"enable_hr": True}, "enable_hr"), ({"tiling": True}, "tiling"), ({"restore_faces": True}, "restore_faces"),
-    ({"refiner_checkpoint": "x"}, "refiner_checkpoint"),
 ])
 def test_what_is_not_there_yet_is_refused_rather_than_left_out_in_silence(api, fields, words):
     answer = api("POST", "/sdapi/v1/txt2img", {**SMALL, **fields})

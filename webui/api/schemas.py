@@ -25,7 +25,7 @@ MORE: tuple[tuple[str, type, Any], ...] = (
     ("script_name", str, None), ("script_args", list, []), ("alwayson_scripts", dict, {}),
     ("force_task_id", str, None), ("infotext", str, None),
     ("restore_faces", bool, None), ("tiling", bool, None), ("denoising_strength", float, None), ("s_min_uncond", float, None),
-    ("refiner_checkpoint", str, None), ("refiner_switch_at", float, None), ("disable_extra_networks", bool, False),
+    ("disable_extra_networks", bool, False),
     ("firstpass_image", str, None), ("comments", dict, None), ("enable_hr", bool, False), ("firstphase_width", int, 0),
     ("firstphase_height", int, 0), ("hr_scale", float, 2.0), ("hr_upscaler", str, None), ("hr_second_pass_steps", int, 0),
     ("hr_resize_x", int, 0), ("hr_resize_y", int, 0), ("hr_checkpoint_name", str, None), ("hr_sampler_name", str, None),
@@ -33,7 +33,6 @@ MORE: tuple[tuple[str, type, Any], ...] = (
 )
 KINDS: Mapping[type, parameters.Kind] = {int: "int", float: "float", bool: "bool", str: "str"}
 HIRES = ("Hires upscale", "Hires upscaler", "Hires resize-1")
-NO_REFINER = ("", "none")
 
 
 class Txt2ImgBody(BaseModel):
@@ -130,7 +129,6 @@ def refuse_what_is_missing(body: Txt2ImgBody) -> None:
         (values["restore_faces"], "Face restoration (restore_faces)"),
         (values["tiling"], "Tiling (tiling)"),
         (values["s_min_uncond"], "Negative guidance minimum sigma (s_min_uncond)"),
-        ((values["refiner_checkpoint"] or "").lower() not in NO_REFINER, "A refiner (refiner_checkpoint)"),
     ):
         if asked:
             raise ApiError(f"{words} is not there yet in this version; leave it out.")
