@@ -80,18 +80,25 @@ def upscaler(seed: int = 0, *, dtype: torch.dtype = torch.float32, text_width: i
 
 
 def sdxl(seed: int = 0, *, dtype: torch.dtype = torch.float32, in_channels: int = 4, markers: Mapping[str, Tensor] = MappingProxyType({}),
-         **unet: Any) -> Weights:
-    """markers: root tensors such as v_pred. unet: sizes of a distilled form."""
-    widths, pooled = (64, 128), 96
+         text: tuple[int, int] = (64, 128), text_layers: tuple[int, int] = (4, 4), pooled: int = 96, size: int = SIZE,
+         vae: Mapping[str, Any] = MappingProxyType({}), **unet: Any) -> Weights:
+    """markers: root tensors such as v_pred. text, text_layers: of both towers. size: numbers for each size that it is told.
+    unet: sizes of a distilled form. FULL_SDXL has the published sizes."""
     sizes = {"mult": (1, 2, 4), "depths": (0, 1, 2), "middle_depth": 2, **unet}
     shapes = {
-        **_placed(tiny.unet_shapes(context=sum(widths), linear=True, label=pooled + 6 * SIZE, in_channels=in_channels, **sizes),
+        **_placed(tiny.unet_shapes(context=sum(text), linear=True, label=pooled + 6 * size, in_channels=in_channels, **sizes),
                   "model.diffusion_model."),
-        **_placed(tiny.vae_shapes(), "first_stage_model."),
-        **_placed(tiny.text_shapes(width=widths[0]), "conditioner.embedders.0.transformer."),
-        **_placed(open_clip_shapes(width=widths[1], projection=pooled), "conditioner.embedders.1.model."),
+        **_placed(tiny.vae_shapes(**vae), "first_stage_model."),
+        **_placed(tiny.text_shapes(width=text[0], layers=text_layers[0]), "conditioner.embedders.0.transformer."),
+        **_placed(open_clip_shapes(width=text[1], layers=text_layers[1], projection=pooled), "conditioner.embedders.1.model."),
     }
     return {**_drawn(shapes, seed, dtype), **markers}
+
+
+FULL_SDXL = MappingProxyType({
+    "text": (768, 1280), "text_layers": (12, 32), "pooled": 1280, "size": 256, "vae": {"width": 128, "mult": (1, 2, 4, 4)},
+    "width": 320, "depths": (0, 2, 10), "middle_depth": 10,
+})
 
 
 def refiner(seed: int = 0, *, dtype: torch.dtype = torch.float32) -> Weights:

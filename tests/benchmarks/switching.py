@@ -1,0 +1,92 @@
+"""Full-size Stable Diffusion 1.5 and SDXL with random weights: how long loading takes, and what stays in memory over six switches.
+
+    python -m tests.benchmarks.switching [--folder WHERE]
+
+Printed: seconds of each load beside those of reading the file and converting it to float32 with safetensors in the same run; resident
+memory after each switch beside that after the third; and that SDXL takes a step. Needs 24 GiB of memory and 9 GiB of disk.
+"""
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from modules.checkpoints.residency import Residency
+from modules.checkpoints.shelf import Shelf
+from modules.core.hashing import Hashes
+from modules.core.paths import Paths
+from tests import tiny, tiny_families
+
+SD15 = {"width": 320, "vae_width": 128, "text_width": 768, "text_layers": 12, "mult": (1, 2, 4, 4)}
+GIB = 2 ** 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, help="where the files are made and found again; a folder of its own if left out")
+    told = parser.parse_args()
+    if told.folder:
+        measure(told.folder)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder))
+
+
+def measure(folder: Path) -> None:
+    paths = Paths.of(folder)
+    paths.make()
+    files = {name: made(paths.checkpoints[0] / f"{name}.safetensors", make) for name, make in (
+        ("sd15", lambda: tiny.sd1(dtype=torch.float16, **SD15)),
+        ("sdxl", lambda: tiny_families.sdxl(dtype=torch.float16, **tiny_families.FULL_SDXL)))}
+    residency = Residency(Shelf(paths, Hashes(paths.hashes_file)), "cpu", torch.float32)
+    for name in files:
+        residency.preload(name, "None")                     # hashes are known from here on
+    residency.release()
+    process, seen = psutil.Process(), []
+    for turn, name in enumerate(("sd15", "sdxl") * 3, 1):
+        plain = reading(files[name])
+        begun = time.perf_counter()
+        residency.preload(name, "None")
+        seconds = time.perf_counter() - begun
+        seen.append(process.memory_info().rss)
+        print(f"switch {turn} to {name}: {seconds:6.1f} s, reading and converting alone {plain:6.1f} s, ratio {seconds / plain:.2f}; "
+              f"resident {seen[-1] / GIB:.2f} GiB", flush=True)
+    for last, before in ((5, 3), (4, 2)):
+        print(f"resident after switch {last + 1} against switch {before + 1}: {seen[last] / seen[before]:.3f} (gate <= 1.05)")
+    step(residency)
+
+
+def made(path: Path, make) -> Path:
+    if not path.exists():
+        save_file(make(), path)
+        gc.collect()
+    return path
+
+
+def reading(path: Path) -> float:
+    """Seconds to read every tensor of a file and convert it to float32, nothing else; nothing of it is kept."""
+    begun = time.perf_counter()
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():
+            file.get_tensor(name).float()
+    return time.perf_counter() - begun
+
+
+@torch.inference_mode()
+def step(residency: Residency) -> None:
+    """One step of the full-size SDXL at 256 px, cond and uncond together."""
+    with residency.borrow("sdxl", "None") as model:
+        begun = time.perf_counter()
+        out = model.unet(torch.randn(2, 4, 32, 32), torch.tensor([500.0, 500.0]), torch.randn(2, 77, 2048), torch.randn(2, 2816))
+        print(f"a step of SDXL at 256 px: {time.perf_counter() - begun:.1f} s, values finite: {bool(out.isfinite().all())}")
+
+
+if __name__ == "__main__":
+    main()
