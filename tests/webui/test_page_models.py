@@ -147,3 +147,11 @@ def test_the_open_panel_fits_its_window(easel, chromium, width):
     opened(page)
     assert page.tab.evaluate("() => document.documentElement.scrollWidth") <= width
     context.close()
+
+
+def test_a_fresh_page_leaves_no_complaint_in_the_log(easel, chromium):
+    context = chromium.new_context(viewport={"width": 1440, "height": 900})
+    page = Page(context, easel.address)
+    page.open()
+    context.close()
+    assert "Traceback" not in easel.log.read_text() and not page.complaints, easel.log.read_text()[-3000:]

@@ -66,7 +66,7 @@ def wire(engine: Engine, form: Form, parts: PngInfo, stage: watch.Stage, tabs: g
 
     def inspect(texts: list[tuple[str, str]], chosen: int) -> dict[Any, Any]:
         if chosen >= len(texts):
-            return {}
+            return {parts.note: gr.skip()}                  # Gradio takes an empty table for a mistake
         return {tabs: gr.Tabs(selected="pnginfo"), parts.file: texts[chosen][1], **_read(engine, parts, texts[chosen][1])}
 
     parts.file.upload(read, parts.file, shown, **QUIET)

@@ -152,7 +152,7 @@ class _Sizes:
         """For a page that begins anew: the size of the model that is chosen now, where no size of the user's own was asked for."""
         size = self.top.native_size(chosen_checkpoint(engine))
         if size == self.built:
-            return {}                                       # all that is shown is right, and what was typed meanwhile stays
+            return {self.known: size}                       # all that is shown is right, and what was typed meanwhile stays
         own = (form.defaults.width, form.defaults.height) != self.built
         return {self.known: size, **({} if own else {form["width"]: size[0], form["height"]: size[1]})}
 
