@@ -3,7 +3,8 @@
     python -m modules.demo.recipe vae WHERE [--minutes 60] [--size 128]
     python -m modules.demo.recipe model WHERE [--minutes 60] [--size 128]
 
-Both go on from what lies in WHERE. The CPU's sizes are for 128 px on two cores, the accelerator's for 256 px.
+Both go on from the state in WHERE; without one, from the weights that an earlier sitting stored here, and without these from nothing.
+The CPU's sizes are for 128 px on two cores, the accelerator's for 256 px.
 """
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from modules.imaging.convert import to_pixels
 from modules.training.recipe import Data, Ema, Model, Objective, Recipe, Samples, TextSizes, Training, UNetSizes, VaeObjective, VaeSizes
 from modules.training.train import train
 
+STORED_VAE = Path(__file__).with_name("storybook-vae.safetensors")     # float16, of 128 px
 VERSION = 1                                                 # of what a picture's number means; latents of another are made anew
 SPOILED, STRANGE = 0.04, 0.12                               # part of the pictures with a fault; of captions with words that mean nothing
 STRANGERS = ("quantum", "sandwich", "velvet", "committee", "trending", "4k", "nostalgia", "engine", "philosophy", "marble", "dragon",
@@ -78,11 +80,12 @@ class Storybook:
 def vae_recipe(size: int, minutes: float = 0.0) -> Recipe:
     """The VAE, f8 with 4 latent channels. Groups of four channels: with groups of one or two colours are normalised away."""
     large = size > 128
+    stored = str(STORED_VAE) if STORED_VAE.is_file() and not large else ""
     return Recipe(
         kind="vae", seed=1, data=Data(size=size, crop=128 if large else 64),
         vae=VaeSizes(channels=64, multiply=(1, 1, 2, 2), res_blocks=1) if large
         else VaeSizes(channels=32, multiply=(1, 2, 4, 4), res_blocks=1),
-        model=Model(norm_groups=_groups(size), title="storybook-vae", dtype="float32"),
+        model=Model(vae=stored, norm_groups=_groups(size), title="storybook-vae", dtype="float32"),
         vae_objective=VaeObjective(kl=1e-5, adversarial=0.1 if large else 0.0, adversarial_start=8000),
         training=Training(steps=24_000, batch=32 if large else 16, lr=5e-4 if large else 8e-4, warmup=200, betas=(0.9, 0.99),
                           weight_decay=0.0, precision=_precision(), save_every=500, sample_every=500, minutes=minutes),
