@@ -1,6 +1,7 @@
 """Models on the page, in a real browser: pickers, what is told about a model, its prediction, and what was brought along from A1111."""
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -29,6 +30,7 @@ def easel(tmp_path_factory):
     (data / model_folders.NAME).write_text("gone:\n  base_path: /nowhere/at/all\n  vae: v\n")
     save_file(tiny_families.sdxl(2), models / XL, {"modelspec.author": NASTY})
     (models / "xl.json").write_text(json.dumps({"activation text": "in oils", "notes": f"mine\n\n{NASTY}", "description": "Paints large."}))
+    tiny.save_sd1(models / "second.safetensors", seed=21)
     Image.new("RGB", (400, 300), "teal").save(models / "xl.preview.png")
     (models / "broken.safetensors").write_bytes(b"nothing at all")
     tiny.save_vae(models / "elsewhere.vae.safetensors", seed=3)
@@ -48,6 +50,10 @@ def choose(page, element, name):
     """The entry of this name in a list."""
     page.tab.locator(f"#{element} input").click()
     page.tab.get_by_role("option", name=name).click()
+
+
+def pixels(file):
+    return Image.open(io.BytesIO(file)).tobytes()
 
 
 def opened(page):
@@ -102,6 +108,19 @@ def test_the_prediction_is_the_users_to_choose_and_is_forgotten_with_another_mod
     assert page.tab.locator("#txt2img_prediction input").input_value() == "v"       # of the same model: a page that is loaded again keeps it
     choose(page, "setting_sd_model_checkpoint", XL)
     page.tab.wait_for_function("() => document.querySelector('#txt2img_prediction input').value === 'Auto'")
+
+
+def test_a_second_checkpoint_takes_over_where_it_is_chosen_and_none_where_it_is_not(page):
+    page.small(prompt="handed over", steps=4).generate()
+    alone = page.picture()
+    assert "Refiner" not in page.text("txt2img_infotext")
+    page.tab.get_by_role("button", name="Refiner").click()
+    choose(page, "txt2img_refiner", "second.safetensors")
+    page.set(refiner_switch_at=0.5).generate()
+    assert page.picture() != alone and "Refiner: second" in page.text("txt2img_infotext") and "Refiner switch at: 0.5" in page.text("txt2img_infotext")
+    choose(page, "txt2img_refiner", "None")
+    page.generate()
+    assert pixels(page.picture()) == pixels(alone) and "Refiner" not in page.text("txt2img_infotext")
 
 
 def test_a_model_and_a_vae_that_were_added_are_there_after_a_refresh_and_draw(page, easel):

@@ -11,7 +11,7 @@ import gradio as gr
 
 from modules.core.errors import WebUIError
 from modules.engine import Engine
-from modules.pipeline import infotext
+from modules.pipeline import infotext, parameters
 from webui.form import Form
 from webui.parts import said, watch
 from webui.parts.header import QUIET, Header, chosen_checkpoint
@@ -92,7 +92,15 @@ def _settings(form: Form) -> tuple[gr.Button, dict[str, gr.Button], dict[str, gr
         with gr.Row():
             form.make("seed_resize_from_w", min_width=140)
             form.make("seed_resize_from_h", min_width=140)
+    with gr.Accordion("Refiner", open=False, elem_id="txt2img_refiner_show"), gr.Row():
+        form.make("refiner", min_width=140, choices=_refiners(form))
+        form.make("refiner_switch_at", min_width=140)
     return swap, random, reuse
+
+
+def _refiners(form: Form) -> list[tuple[str, str]]:
+    """(shown, value) of each checkpoint that may take over."""
+    return [(name or "None", name) for name in form.choices(parameters.by_field("refiner"))]
 
 
 def _seed(form: Form, field: str, random: str, reuse: str) -> tuple[gr.Button, gr.Button]:
@@ -137,6 +145,8 @@ def wire(engine: Engine, form: Form, top: Header, parts: Txt2Img, blocks: gr.Blo
     for field in SEEDS:
         parts.random[field].click(lambda: "-1", None, form[field], **QUIET)
         parts.reuse[field].click(_reuse(field), [parts.stage.texts, parts.stage.chosen], form[field], **QUIET)
+    for event in (top.refresh.click, blocks.load):
+        event(lambda: gr.update(choices=_refiners(form)), None, form["refiner"], **QUIET)
     _follow_native_size(form, top, known)
 
 
