@@ -12,6 +12,7 @@ from typing import Literal
 from modules.core.errors import NotFoundError
 
 CHURN = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+MODEL = ("prediction",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,10 @@ class SamplerEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleEntry:
-    """One schedule of the menu. default_rho -1 = it has no rho; need_inner_model: it reads the model's own table of noise levels."""
+    """One schedule of the menu. default_rho -1 = it has no rho; need_inner_model: clients are told that it depends on the model.
+
+    needs: what its function is told beside steps and range: "prediction", "rho", "alpha" and "beta", "sdxl", see schedule.ladder.
+    """
 
     name: str                                               # internal
     label: str
@@ -65,6 +69,7 @@ class ScheduleEntry:
     aliases: tuple[str, ...] = ()
     default_rho: float = -1.0
     need_inner_model: bool = False
+    needs: tuple[str, ...] = ()
 
 
 SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of the menu
@@ -85,17 +90,27 @@ SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of th
 
 SCHEDULES: tuple[ScheduleEntry, ...] = (                    # in the order of the menu
     ScheduleEntry(name="automatic", label="Automatic"),
-    ScheduleEntry(name="uniform", label="Uniform", function="modules.sampling.schedule:uniform", need_inner_model=True),
-    ScheduleEntry(name="karras", label="Karras", function="modules.sampling.schedule:karras", default_rho=7.0),
+    ScheduleEntry(name="uniform", label="Uniform", function="modules.sampling.schedule:uniform", need_inner_model=True, needs=MODEL),
+    ScheduleEntry(name="karras", label="Karras", function="modules.sampling.schedule:karras", default_rho=7.0, needs=("rho",)),
     ScheduleEntry(name="exponential", label="Exponential", function="modules.sampling.schedule:exponential"),
-    ScheduleEntry(name="polyexponential", label="Polyexponential", function="modules.sampling.schedule:polyexponential", default_rho=1.0),
+    ScheduleEntry(name="polyexponential", label="Polyexponential", function="modules.sampling.schedule:polyexponential", default_rho=1.0,
+                  needs=("rho",)),
     ScheduleEntry(name="sgm_uniform", label="SGM Uniform", function="modules.sampling.schedule:sgm_uniform", aliases=("SGMUniform",),
-                  need_inner_model=True),
+                  need_inner_model=True, needs=MODEL),
     ScheduleEntry(name="kl_optimal", label="KL Optimal", function="modules.sampling.schedule:kl_optimal"),
-    ScheduleEntry(name="simple", label="Simple", function="modules.sampling.schedule:simple", need_inner_model=True),
-    ScheduleEntry(name="normal", label="Normal", function="modules.sampling.schedule:normal", need_inner_model=True),
-    ScheduleEntry(name="ddim", label="DDIM", function="modules.sampling.schedule:ddim", need_inner_model=True),
-    ScheduleEntry(name="turbo", label="Turbo", function="modules.sampling.schedule:turbo", need_inner_model=True),
+    ScheduleEntry(name="align_your_steps", label="Align Your Steps", function="modules.sampling.measured:align_your_steps",
+                  aliases=("Align Your Steps 11", "align_your_steps_11"), needs=("sdxl",)),
+    ScheduleEntry(name="simple", label="Simple", function="modules.sampling.schedule:simple", need_inner_model=True, needs=MODEL),
+    ScheduleEntry(name="normal", label="Normal", function="modules.sampling.schedule:normal", need_inner_model=True, needs=MODEL),
+    ScheduleEntry(name="ddim", label="DDIM", function="modules.sampling.schedule:ddim", need_inner_model=True, needs=MODEL),
+    ScheduleEntry(name="beta", label="Beta", function="modules.sampling.schedule:beta", need_inner_model=True, needs=("alpha", "beta")),
+    ScheduleEntry(name="turbo", label="Turbo", function="modules.sampling.schedule:turbo", need_inner_model=True, needs=MODEL),
+    ScheduleEntry(name="align_your_steps_GITS", label="Align Your Steps GITS", function="modules.sampling.measured:align_your_steps_gits",
+                  needs=("sdxl",)),
+    ScheduleEntry(name="align_your_steps_32", label="Align Your Steps 32", function="modules.sampling.measured:align_your_steps_32",
+                  needs=("sdxl",)),
+    ScheduleEntry(name="linear_quadratic", label="Linear quadratic", function="modules.sampling.schedule:linear_quadratic"),
+    ScheduleEntry(name="laplace", label="Laplace", function="modules.sampling.schedule:laplace"),
 )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import pkgutil
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,39 +14,41 @@ from torch import Tensor
 from modules.core.errors import ScheduleError
 from modules.sampling import catalogue
 from modules.sampling.prediction import Prediction
+from modules.sampling.quantiles import beta_quantile
 
 MOST_STEPS = 10_000                                         # beyond this a ladder is a mistake, not a wish
+PARTING = str.maketrans("[](),;", "      ")
 
 
-def ladder(scheduler_name: str, sampler_name: str, steps: int, prediction: Prediction, *,
-           rho: float = 0.0, sigma_min: float = 0.0, sigma_max: float = 0.0, discard: bool = False) -> Tensor:
+def ladder(scheduler_name: str, sampler_name: str, steps: int, prediction: Prediction, *, rho: float = 0.0, sigma_min: float = 0.0,
+           sigma_max: float = 0.0, discard: bool = False, alpha: float = 0.6, beta: float = 0.6, sdxl: bool = False,
+           levels: Sequence[float] = ()) -> Tensor:
     """The noise levels a sampler walks: (n + 1,) float32 on the CPU, falling.
 
     scheduler_name: "Automatic" is the sampler's own schedule, or Uniform. A sampler that can walk only one ladder (DDIM) ignores the name.
-    rho, sigma_min, sigma_max: 0 = the schedule's and the model's own; for schedules that have them.
+    rho, sigma_min, sigma_max: 0 = the schedule's and the model's own; for schedules that have them. alpha, beta: of Beta.
+    sdxl: tables that were measured for SD1 and for SDXL are SDXL's.
     discard: leave out the smallest level above the end, as some samplers always do; one more level is built, so the steps stay as many.
+    levels: the ladder itself, walked as it stands instead of the schedule; `steps` and all the others then have no say.
     Raises ScheduleError for numbers of which no ladder can be made, NotFoundError for unknown names.
     """
     sampler, schedule = catalogue.sampler(sampler_name), catalogue.schedule(scheduler_name)
+    if len(levels):
+        return _given(levels, sampler)
     low, high = sigma_min or prediction.sigma_min, sigma_max or prediction.sigma_max
-    _check(steps, low, high, rho)
+    _check(steps, low, high, rho, prediction)
     if sampler.own_schedule:
         return pkgutil.resolve_name(sampler.own_schedule)(steps, low, high, prediction)
     if schedule.name == "automatic":
         schedule = catalogue.schedule(sampler.default_schedule or "uniform")
     discard = discard or sampler.discard
-    arguments = (steps + discard, low, high)
-    build = pkgutil.resolve_name(schedule.function)
-    if schedule.need_inner_model:
-        sigmas = build(*arguments, prediction)
-    elif rho and schedule.default_rho > 0:
-        sigmas = build(*arguments, rho)
-    else:
-        sigmas = build(*arguments)
+    told = {"prediction": prediction, "rho": rho or schedule.default_rho, "alpha": alpha, "beta": beta, "sdxl": sdxl}
+    sigmas = pkgutil.resolve_name(schedule.function)(steps + discard, low, high, **{name: told[name] for name in schedule.needs})
     if discard:
         sigmas = torch.cat((sigmas[:-2], sigmas[-1:]))
-    if not bool((sigmas[1:] < sigmas[:-1]).all()) or not bool(sigmas.isfinite().all()):
-        raise ScheduleError(f"{schedule.label} cannot make {steps} different noise levels of this model; use fewer steps.")
+    if not _falls(sigmas):
+        raise ScheduleError(f"{schedule.label} cannot make {steps} different noise levels from {high:g} down to {low:g}; use fewer steps"
+                            " or another range.")
     return sigmas
 
 
@@ -103,6 +106,43 @@ def ddim(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction)
     return _with_zero(prediction.sigmas[1::max(len(prediction.sigmas) // steps, 1)].flip(0))
 
 
+def beta(steps: int, sigma_min: float, sigma_max: float, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
+    """Quantiles of the beta distribution, stretched over the range of levels, then 0: (steps + 1,). Lee et al. 2024, arXiv:2407.12173.
+
+    alpha, beta: its shape, 0.01 to 1; both below 1 crowd the levels at the two ends. The paper spaces timesteps; here the levels themselves
+    are spaced, as web UIs do. Raises ScheduleError for another shape.
+    """
+    for name, shape in (("alpha", alpha), ("beta", beta)):
+        if not 0.01 <= shape <= 1:
+            raise ScheduleError(f"Beta scheduler {name} must be 0.01 to 1, and {shape:g} was asked for.")
+    return _with_zero(sigma_min + beta_quantile(1 - _even(0, 1, steps), alpha, beta) * (sigma_max - sigma_min))
+
+
+def laplace(steps: int, sigma_min: float, sigma_max: float, mean: float = 0.0, spread: float = 0.5) -> Tensor:
+    """Quantiles of a Laplace distribution of log sigma, cut to the range, then 0: (steps + 1,). Hang et al. 2024, arXiv:2407.03297.
+
+    mean, spread: of log sigma, so most levels lie around exp(mean). The ends of the distribution are cut at exp(mean ± 11.5 spread) too.
+    """
+    ramp = _even(0, 1, steps)
+    tail = (1 - 2 * (ramp - 0.5).abs() + 1e-5).log()
+    return _with_zero((mean - spread * torch.sign(0.5 - ramp) * tail).exp().clamp(sigma_min, sigma_max))
+
+
+def linear_quadratic(steps: int, sigma_min: float, sigma_max: float, threshold: float = 0.025) -> Tensor:
+    """The first half of the steps falls evenly by `threshold` of sigma_max, the rest as a parabola down to 0: (steps + 1,).
+
+    Polyak et al. 2024, arXiv:2410.13720 (Movie Gen), made for flows from 1 to 0. Halves meet at one slope; sigma_min has no
+    say. One step goes from sigma_max to 0.
+    """
+    straight = steps // 2
+    slope = threshold / straight if straight else 0.0
+    begun = slope * straight
+    curve = (1 - begun - slope * (steps - straight)) / (steps - straight) ** 2
+    place = _even(0, steps, steps + 1)
+    beyond = (place - straight).clamp(min=0)
+    return _with_zero((1 - slope * place - curve * beyond ** 2)[:-1] * sigma_max)
+
+
 def ddim_timesteps(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
     """The only ladder of the DDIM sampler: levels of the indices 1, 1 + k, 1 + 2k ..., k = 1000 // steps, from the top, ending above 0.
 
@@ -115,13 +155,40 @@ def ddim_timesteps(steps: int, sigma_min: float, sigma_max: float, prediction: P
     return prediction.sigmas[[min(t + 1, count - 1) for t in range(0, count, count // steps)]].flip(0)
 
 
-def _check(steps: int, sigma_min: float, sigma_max: float, rho: float) -> None:
+def levels_of(text: str) -> tuple[float, ...]:
+    """The noise levels in a text such as "14.6, 7.3, 2.1, 0"; brackets, commas and blanks part them. Raises ScheduleError."""
+    words = text.translate(PARTING).split()
+    try:
+        return tuple(float(word) for word in words[:MOST_STEPS + 2])
+    except ValueError:
+        raise ScheduleError("Noise levels are numbers with commas between them, such as 14.6, 7.3, 2.1, 0.") from None
+
+
+def _given(levels: Sequence[float], sampler: catalogue.SamplerEntry) -> Tensor:
+    """A ladder that was given as numbers, if it is one."""
+    if sampler.own_schedule:
+        raise ScheduleError(f"{sampler.name} walks only its own noise levels; choose another sampler for a list of them.")
+    if not 2 <= len(levels) <= MOST_STEPS + 1:
+        raise ScheduleError(f"A list of noise levels has 2 to {MOST_STEPS + 1} numbers, and {len(levels)} were given.")
+    sigmas = torch.tensor(levels, dtype=torch.float64).float()
+    if not _falls(sigmas) or float(sigmas[-1]) < 0:
+        raise ScheduleError("A list of noise levels must fall from number to number and end at 0 or above.")
+    return sigmas
+
+
+def _falls(sigmas: Tensor) -> bool:
+    return bool((sigmas[1:] < sigmas[:-1]).all()) and bool(sigmas.isfinite().all())
+
+
+def _check(steps: int, sigma_min: float, sigma_max: float, rho: float, prediction: Prediction) -> None:
     if not 1 <= steps <= MOST_STEPS:
-        raise ScheduleError(f"A picture needs 1 to {MOST_STEPS} steps, and {steps} were asked for.")
+        raise ScheduleError(f"Sampling steps must be 1 to {MOST_STEPS}, and {steps} were asked for.")
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ScheduleError(f"Noise levels run from a smallest above 0 to a larger one; {sigma_min:g} to {sigma_max:g} was asked for.")
+        raise ScheduleError(
+            f"Schedule min sigma must be above 0 and below Schedule max sigma (0 means the model's own, {prediction.sigma_min:.6g} and "
+            f"{prediction.sigma_max:.6g}), and {sigma_min:g} to {sigma_max:g} was asked for.")
     if rho and not 0.1 <= rho <= 1000:
-        raise ScheduleError(f"Schedule rho is 0.1 to 1000, or 0 for the schedule's own; {rho:g} was asked for.")
+        raise ScheduleError(f"Schedule rho must be 0.1 to 1000, or 0 for the schedule's own, and {rho:g} was asked for.")
 
 
 def _even(first: float, last: float, count: int) -> Tensor:

@@ -18,7 +18,7 @@ OPTIONS = {
 }
 SCHEDULE_ORDER = (
     "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps", "Simple", "Normal",
-    "DDIM", "Beta", "Turbo")
+    "DDIM", "Beta", "Turbo", "Align Your Steps GITS", "Align Your Steps 32", "Linear quadratic", "Laplace")
 
 
 def test_the_menus_stand_in_the_order_users_know():
@@ -36,7 +36,7 @@ def test_rho_and_need_of_the_model_are_those_that_clients_know():
     rhos = {entry.name: entry.default_rho for entry in catalogue.SCHEDULES if entry.default_rho != -1}
     assert rhos == {"karras": 7.0, "polyexponential": 1.0}
     needing = {entry.label for entry in catalogue.SCHEDULES if entry.need_inner_model}
-    assert needing == {"Uniform", "SGM Uniform", "Simple", "Normal", "DDIM", "Turbo"}
+    assert needing == {"Uniform", "SGM Uniform", "Simple", "Normal", "DDIM", "Beta", "Turbo"}
 
 
 @pytest.mark.parametrize("entry", catalogue.SAMPLERS, ids=lambda entry: entry.name)
