@@ -119,10 +119,24 @@ def check_values(path: str | os.PathLike[str], vae_path: str | os.PathLike[str] 
 
 
 def move(model: Model, device: torch.device) -> Model:
-    """The same model with its networks on `device`. Raises OutOfMemoryError."""
+    """The same model with its networks on `device`. Raises OutOfMemoryError with all of it where it was."""
+    before = model.device
+    try:
+        for network in networks(model):
+            _moved(network, device)
+    except OutOfMemoryError:
+        for network in networks(model):
+            network.to(before)
+        raise
+    model.device, model.apart = device, False
+    return model
+
+
+def set_apart(model: Model, device: torch.device) -> Model:
+    """The same model with its networks in main memory, each to be on `device` only while it works: where all do not fit at once."""
     for network in networks(model):
-        _moved(network, device)
-    model.device = device
+        network.to("cpu")
+    model.device, model.apart = device, True
     return model
 
 
@@ -139,7 +153,7 @@ def _lay(found: Iterable[nn.Module], kind: str) -> None:
 
 def _moved(network: nn.Module, device: torch.device) -> nn.Module:
     try:
-        return network if device.type == "cpu" else network.to(device)
+        return network.to(device)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError("The graphics card has no room for this model; close other programs or use --cpu.") from error
 

@@ -14,7 +14,7 @@ import torch
 from modules.checkpoints import load
 from modules.checkpoints.shelf import Entry, Shelf
 from modules.core import hardware, hashing
-from modules.core.errors import BusyError, CheckpointError, WebUIError
+from modules.core.errors import BusyError, CheckpointError, OutOfMemoryError, WebUIError
 from modules.families.base import Model
 from modules.networks import layers
 
@@ -193,13 +193,20 @@ class Residency:
         return new
 
     def _place(self, resident: Resident) -> None:
-        """The model on the device, and what is not in use off it. Raises OutOfMemoryError."""
+        """The model on the device, and what is not in use off it; its parts one by one where it cannot be there as a whole."""
         if self._device.type != "cpu":
             for other in self._idle():
                 if other is not resident and other.model.device != torch.device("cpu"):
                     load.move(other.model, torch.device("cpu"))
             _tidy(self._device)
-        load.move(resident.model, self._device)
+        try:
+            load.move(resident.model, self._device)
+        except OutOfMemoryError:
+            if self._device.type == "cpu":
+                raise
+            log.warning("%s does not fit on the device as a whole; its parts take turns there.", resident.model.title)
+            load.set_apart(resident.model, self._device)
+            _tidy(self._device)
 
     def _restore(self, gone: list[Held]) -> None:
         """Load again what had to give way, the one used last only. If even that fails, the next job says why."""

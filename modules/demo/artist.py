@@ -37,5 +37,5 @@ class Artist:
 
     def there_and_back(self, image: Image.Image) -> Image.Image:
         """What the VAE makes of a picture: encoded (the mean of what it could be) and decoded."""
-        with self._resources.models.borrow(self._request.checkpoint, self._request.vae) as model:
+        with self._resources.models.borrow(self._request.checkpoint, self._request.vae) as model, model.at_work(model.vae):
             return convert.to_images(latents.decode(model, latents.encode(model, convert.to_pixels(image))))[0]

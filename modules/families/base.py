@@ -1,7 +1,8 @@
 """What a kind of model is (Family), where its latents live (LatentFormat), and the networks in memory (Model)."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,3 +100,19 @@ class Model:
     vae_sha256: str = ""
     layers: str = "plain"                                   # which implementations of layers run, see networks/layers.py
     colours: Tensor | None = None                           # latent to colours for previews; fitted when first wanted
+    apart: bool = False                                     # its networks wait in main memory, since the device cannot hold all at once
+
+    @contextmanager
+    def at_work(self, *networks: Any) -> Iterator[None]:
+        """Inside, these of its networks are on the device. Costs nothing unless the model is `apart`. Raises torch.OutOfMemoryError."""
+        if not self.apart:
+            yield
+            return
+        try:
+            for network in networks:
+                network.to(self.device)
+            yield
+        finally:
+            for network in networks:
+                network.to("cpu")
+

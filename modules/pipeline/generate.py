@@ -72,7 +72,7 @@ class Refiner:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def relay(self, batch: Batch, model: Model) -> Relay | None:
+    def relay(self, batch: Batch, model: Model, work: contextlib.ExitStack) -> Relay | None:
         """Where it takes over from `model`: when a level's index t has (999 - t) / 1000 at refiner_switch_at. None where it does not."""
         request, sigmas = self._request, model.prediction.sigmas
         first = len(sigmas) - 1 - math.ceil(len(sigmas) * request.refiner_switch_at - 1e-6)     # the highest index that is its own
@@ -87,6 +87,7 @@ class Refiner:
                 raise RequestError(f"The refiner {model_name(self.model)} works on other latents than {model_name(model)}; choose another.",
                                    "refiner")
             told = texts_of(batch, self.model, self._resources)
+            work.enter_context(self.model.at_work(self.model.unet))
             return self.model.unet, self.model.prediction, lambda call: [texts.at(call) for texts in told]
 
         return Relay(until, take)
@@ -98,21 +99,28 @@ def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources) 
     begin = start(batch, model)
     progress = resources.progress
     progress.at(steps=len(begin.sigmas) - 1)
-    done = denoise(
-        model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
-        conditioning_at=lambda call: [texts.at(call) for texts in told], noise=begin.noise,
-        cfg_scale=batch.request.cfg_scale if model.guided else 1.0, relay=refiner.relay(batch, model),
-        knobs=knobs(batch.request), on_step=watcher(model, batch.request, progress), check=progress.check)
+    on_step = watcher(model, batch.request, progress)
+    with contextlib.ExitStack() as work:
+        work.enter_context(model.at_work(model.unet))
+        done = denoise(
+            model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
+            conditioning_at=lambda call: [texts.at(call) for texts in told], noise=begin.noise,
+            cfg_scale=batch.request.cfg_scale if model.guided else 1.0, relay=refiner.relay(batch, model, work),
+            knobs=knobs(batch.request), on_step=on_step, check=progress.check)
     progress.at(stage="decoding")
-    return [picture_of(slot, batch.request, model, refiner.model, pixels, done.complete)
-            for slot, pixels in zip(batch.slots, latents.decode(model, done.latent).split(1), strict=True)]
+    with model.at_work(model.vae):
+        pixels = latents.decode(model, done.latent)
+    return [picture_of(slot, batch.request, model, refiner.model, one, done.complete)
+            for slot, one in zip(batch.slots, pixels.split(1), strict=True)]
 
 
 def texts_of(batch: Batch, model: Model, resources: Resources) -> list[Encoded]:
     """What the model is told of each picture: its texts, and beside them what its family wants to know."""
-    told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
+    with model.at_work(*model.text):
+        told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
     family, framing = model.family, Framing(width=batch.request.width, height=batch.request.height)
-    around = [family.around(model, framing)] if family.around else []
+    with model.at_work(*([model.vae] if model.variant else [])):
+        around = [family.around(model, framing)] if family.around else []
     prompt, negative = ([*around, family.beside(model, framing, which)] if family.beside else around for which in (False, True))
     return [texts.beside(prompt, negative) for texts in told] if prompt else told
 
@@ -130,7 +138,8 @@ def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> 
 def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int, Tensor], None]:
     """After each step: count it, offer a preview, and stop when the user asked to."""
     if model.colours is None:
-        model.colours = preview.colours(model)
+        with model.at_work(model.vae):
+            model.colours = preview.colours(model)
     colours = model.colours
     progress.at(started=progress.view().started or progress.clock())
 

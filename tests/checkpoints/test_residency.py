@@ -1,4 +1,5 @@
 """At most one model in memory, switched all or nothing: whatever a file is like, the model before it works on."""
+import dataclasses
 import os
 import shutil
 import struct
@@ -214,6 +215,43 @@ def test_a_file_that_changed_on_disk_is_noticed_when_the_model_is_next_asked_for
     with residency.borrow("a", "None") as model:
         assert torch.equal(picture(model), other if change == "replaced" else before)
         assert (model.title == title) == (change == "touched")
+
+
+class Parts(torch.nn.Linear):
+    """A network that tells where it is sent, and a card that is full as long as `full` holds."""
+
+    places: list = []                                       # shared: one order for all networks
+    full = False
+
+    def to(self, device):
+        if str(device) != "cpu" and self.full:
+            raise torch.OutOfMemoryError("full")
+        self.places.append((self.in_features, str(device)))
+        return self
+
+
+def test_a_model_that_does_not_fit_as_a_whole_sends_its_parts_to_the_device_in_turns(residency):
+    with residency.borrow("a", "None") as lent:
+        model = dataclasses.replace(lent, unet=Parts(1, 1), vae=Parts(2, 1), text=(Parts(3, 1),))
+    Parts.places.clear()
+    load.move(model, torch.device("cuda"))
+    assert {place for _, place in Parts.places} == {"cuda"} and not model.apart
+    with model.at_work(model.unet):
+        pass
+    assert len(Parts.places) == 3                           # they were all there already
+    load.move(model, torch.device("cpu"))
+    model.vae.full = True
+    with pytest.raises(OutOfMemoryError):
+        load.move(model, torch.device("cuda"))
+    assert model.device.type == "cpu" and Parts.places[-3:] == [(1, "cpu"), (2, "cpu"), (3, "cpu")]
+    load.set_apart(model, torch.device("cuda"))
+    Parts.places.clear()
+    with model.at_work(*model.text):
+        assert Parts.places == [(3, "cuda")]
+    with pytest.raises(ZeroDivisionError), model.at_work(model.unet):
+        raise ZeroDivisionError
+    assert Parts.places == [(3, "cuda"), (3, "cpu"), (1, "cuda"), (1, "cpu")]
+    assert model.device.type == "cuda"                      # where its latents are
 
 
 def test_memory_stays_flat_over_twenty_switches(residency):
