@@ -18,6 +18,7 @@ from modules.families.autoencoders import autoencoder_from, vae_part
 from modules.families.base import Header, Model
 from modules.families.catalogue import family_of
 from modules.families.keys import UNET, VAE, plain_names
+from modules.families.sd2 import TELLING
 
 SAYS = re.compile(r"(.+?) \((.+)\)")                        # "eps (guessed)": a value, and who says so
 TOKENS = re.compile(r"(.*?)(embeddings\.token_embedding|token_embedding|token_emb)\.weight")
@@ -94,7 +95,7 @@ def describe(path: str | os.PathLike[str], sha256: Callable[[Path], str] | None 
     found = read.contents(path)
     shapes = plain_names(found.header)
     said = said_of(path, found)
-    model, fault = _built(found, shapes, said)
+    model, fault = _built(path, found, shapes, said)
     vae = model.vae if model else _vae(found, said)
     kind = "checkpoint" if any(name.startswith(UNET) for name in shapes) else "VAE" if vae is not None else "other"
     digest = sha256(path) if sha256 else ""
@@ -112,10 +113,11 @@ def describe(path: str | os.PathLike[str], sha256: Callable[[Path], str] | None 
     )
 
 
-def _built(found: Contents, shapes: Header, said: Mapping[str, str]) -> tuple[Model | None, str]:
+def _built(path: Path, found: Contents, shapes: Header, said: Mapping[str, str]) -> tuple[Model | None, str]:
     """The model without a value in it, or why there is none."""
     try:
-        return family_of(shapes).build(_hollow(found.slots), dict(said) | {"prediction": "Auto"}), ""
+        values = read.weights(path, TELLING.__eq__)         # the one whose values a guess is made from
+        return family_of(shapes).build(_hollow(found.slots) | values, dict(said) | {"prediction": "Auto"}), ""
     except CheckpointError as error:
         return None, str(error)
 

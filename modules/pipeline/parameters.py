@@ -253,14 +253,17 @@ def _names(value: Any) -> tuple[str, ...] | None:
 # ---- one form for equal requests, and the limits
 
 def normal(request: Request) -> Request:
-    """The same request in the one form that all roads share: RNG `GPU` is NV, a seed resize that is off is 0, floats are floats."""
+    """The same request in the one form that all roads share: RNG `GPU` is NV, a seed resize that is off is 0, a refiner that is none
+    switches nowhere, floats are floats."""
     changes: dict[str, Any] = {}
     if request.randn_source == "GPU":
         changes["randn_source"] = "NV"
     if any(_is_int(getattr(request, name)) and getattr(request, name) <= 0 for name in SEED_RESIZE):
         changes.update(dict.fromkeys(SEED_RESIZE, 0))
+    if not request.refiner:
+        changes["refiner_switch_at"] = Request.refiner_switch_at
     for row in PARAMETERS:
-        value = getattr(request, row.field)
+        value = changes.get(row.field, getattr(request, row.field))
         if row.kind == "float" and _is_int(value) and abs(value) < 2**53:
             changes[row.field] = float(value)
     return dataclasses.replace(request, **changes)

@@ -12,7 +12,8 @@ from modules.checkpoints.convert import convert
 from modules.checkpoints.describe import describe
 from modules.core.errors import CheckpointError
 from modules.core.hashing import Hashes
-from tests import tiny
+from modules.families import sd2
+from tests import tiny, tiny_families
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SMALL = {"mult": (1, 1, 1, 1), "text_layers": 3}
@@ -101,3 +102,13 @@ def test_a_pickle_is_described_like_its_conversion(tmp_path):
 
 def test_a_description_is_plain_values(path):
     assert json.loads(json.dumps(dataclasses.asdict(describe(path))))["family"] == "SD1"
+
+
+def test_a_second_version_that_predicts_v_is_told_by_the_values_of_its_telling_bias(tmp_path, monkeypatch):
+    monkeypatch.setattr(sd2, "PUBLISHED_WIDTH", 32)
+    weights = tiny_families.sd2(dtype=torch.float16)
+    for spread, kind, size in ((0.2, "v", 768), (0.02, "eps", 512)):
+        weights[sd2.TELLING] = torch.tensor([spread, -spread] * 16, dtype=torch.float16)
+        save_file(weights, tmp_path / "second.safetensors")
+        found = describe(tmp_path / "second.safetensors")
+        assert (found.prediction, found.native_size) == (kind, size)
