@@ -40,6 +40,7 @@ class Library:
         self._shelf: Any = None
         self._tokenizer: Any = None
         self._encodings: Any = None
+        self._ladders: Any = None
 
     @property
     def shelf(self) -> Any:
@@ -67,6 +68,15 @@ class Library:
                 from modules.prompts.encode import EncodeCache  # torch: kept off the start
                 self._encodings = EncodeCache()
             return self._encodings
+
+    @property
+    def ladders(self) -> Any:
+        """checkpoints.ladders.Ladders: the noise levels of a model, read from its header."""
+        with self._lock:
+            if self._ladders is None:
+                from modules.checkpoints.ladders import Ladders  # torch: kept off the start
+                self._ladders = Ladders()
+            return self._ladders
 
     def styles(self) -> dict[str, Any]:
         """Style by name, as the styles file has them now."""
@@ -338,6 +348,15 @@ class Tools:
             return {}
         values = found.get(tab) if isinstance(found, dict) else None
         return _fitting(values) if isinstance(values, dict) else {}
+
+    def ladder(self, scheduler: str, sampler: str, steps: int, checkpoint: str = "", **numbers: Any) -> tuple[float, ...]:
+        """The noise levels that would be walked, falling, for a plot; checkpoint "" = the chosen one, whose header is read.
+
+        numbers: rho, sigma_min, sigma_max (0 = own), discard, alpha, beta (of Beta), levels (a list as text, instead of the schedule).
+        Loads torch. Raises ScheduleError, NotFoundError, CheckpointError.
+        """
+        name, _ = self._library.choose_checkpoint(checkpoint, self.settings()["sd_model_checkpoint"])
+        return self._library.ladders.of(self._library.shelf.find_checkpoint(name).path, scheduler, sampler, steps, **numbers)
 
 
 def request_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api: bool = False) -> Request:

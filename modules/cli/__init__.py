@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.cli import import_a1111, models, vae_bench
+from modules.cli import import_a1111, models, schedule, vae_bench
 from modules.cli.makers import Made, maker, say
 from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
@@ -86,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--sheet", type=Path, metavar="FILE", help="a .png for the contact sheet (default: demo-report.png in the data)")
     judged.add_argument("--quiet", action="store_true", help="no progress line")
     vae_bench.add(_command(commands, "vae-bench", vae_bench.run, "compare VAEs: the same latent, and a picture there and back"), bench)
+    schedule.add(_command(commands, "schedule", schedule.run, "show the noise levels of schedules, as numbers and as curves"))
     for command in (draw, again, up):
         command.add_argument("--server", metavar="URL", help="let the Easel at this address do the work")
         command.add_argument("--auth", metavar="USER:PASSWORD", help="credentials for that server")
