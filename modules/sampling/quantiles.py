@@ -17,27 +17,29 @@ def beta_quantile(share: Tensor, alpha: float, beta: float) -> Tensor:
     (NIST Digital Library of Mathematical Functions, 8.17.7) converges like powers of 1/2.
     """
     share = share.double()
-    lower = share <= _part(torch.full((1,), 0.5, dtype=torch.float64), alpha, beta)
+    lower = share <= _part(torch.full((1,), 0.5, dtype=torch.float64), _factors(alpha, beta), alpha)
     return torch.where(lower, _solved(share, alpha, beta), 1 - _solved(1 - share, beta, alpha))
 
 
 def _solved(share: Tensor, alpha: float, beta: float) -> Tensor:
     """x (n,) in 0..1/2; 1/2 where it lies beyond."""
-    low, high = torch.zeros_like(share), torch.full_like(share, 0.5)
+    low, high, factors = torch.zeros_like(share), torch.full_like(share, 0.5), _factors(alpha, beta)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        below = _part(middle, alpha, beta) < share
+        below = _part(middle, factors, alpha) < share
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.where(share > 0, (low + high) / 2, 0.0)
 
 
-def _part(x: Tensor, alpha: float, beta: float) -> Tensor:
-    """P(X <= x) for x (n,) in 0..1/2: x^alpha / B(alpha, beta) times the sum over k of (1 - beta)_k / k! * x^k / (alpha + k)."""
-    rising, total = 1.0, torch.zeros_like(x)
-    factors = []
+def _part(x: Tensor, factors: Tensor, alpha: float) -> Tensor:
+    """P(X <= x) for x (n,) in 0..1/2: x^alpha times the sum over k of factors[k] * x^k."""
+    return x ** alpha * (x[:, None] ** torch.arange(TERMS) @ factors)
+
+
+def _factors(alpha: float, beta: float) -> Tensor:
+    """(TERMS,) float64: (1 - beta)_k / k! / (alpha + k) / B(alpha, beta)."""
+    rising, factors = math.exp(math.lgamma(alpha + beta) - math.lgamma(alpha) - math.lgamma(beta)), []
     for k in range(TERMS):
         factors.append(rising / (alpha + k))
         rising *= (k + 1 - beta) / (k + 1)
-    for factor in reversed(factors):
-        total = total * x + factor
-    return x ** alpha * total / math.exp(math.lgamma(alpha) + math.lgamma(beta) - math.lgamma(alpha + beta))
+    return torch.tensor(factors, dtype=torch.float64)
