@@ -12,7 +12,7 @@ from modules.checkpoints.ladders import Ladders, noise_of
 from modules.checkpoints.load import load
 from modules.core.errors import NotFoundError, ScheduleError
 from modules.core.paths import Paths
-from modules.engine import Library
+from modules.engine import Engine, Library
 from modules.sampling import schedule
 from tests import tiny, tiny_families
 
@@ -110,3 +110,16 @@ def test_a_library_answers_with_the_ladder_that_a_picture_walks(paths):
         Library(paths).ladders.of(path, "Automatic", "DPM++ 2M", 0)
     with pytest.raises(NotFoundError):
         Library(paths).ladders.of(path, "nothing", "DPM++ 2M", 3)
+
+
+def test_a_living_engine_answers_for_the_chosen_model_and_for_another(paths):
+    engine = Engine(paths)
+    try:
+        engine.tools.set_options({"sd_model_checkpoint": "cos"}, remote=False)
+        chosen, other = engine.tools.ladder("Karras", "Euler", 6), engine.tools.ladder("Karras", "Euler", 6, "plain", sigma_max=10)
+        assert (chosen[0], other[0], len(chosen)) == (pytest.approx(120, rel=1e-4), pytest.approx(10), 7)
+        assert engine.tools.ladder("Karras", "Euler", 6, levels="3 1 0") == (3, 1, 0)
+        with pytest.raises(NotFoundError):
+            engine.tools.ladder("Karras", "Euler", 6, "nobody")
+    finally:
+        engine.close()
