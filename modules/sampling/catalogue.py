@@ -20,6 +20,7 @@ class SamplerEntry:
     """One sampler of the menu.
 
     order: of its error in the step length on the noise-free equation; None for a method that is judged by its distribution instead.
+    alone: a picture in a batch is then not quite the one made alone.
     start: "ve": the first latent is noise * sigma, and what stands at the end of the ladder is the picture. "vp": the method is written for
         latents of unit variance, x / sqrt(1 + sigma^2), so it starts from noise * sqrt(1 + sigma^2) and the end is divided by that root.
         See denoise.first_latent.
@@ -35,6 +36,7 @@ class SamplerEntry:
     order: int | None = None
     default_schedule: str | None = None                     # internal name; None = Uniform, shown as Automatic
     second_order: bool = False                              # two model calls a step: prompt editing counts twice as many calls
+    calls_a_step: int = 0                                   # where they are more than two (0 = as second_order says)
     uses_ensd: bool = False                                 # its infotext names the ENSD setting
     brownian: bool = False                                  # noise from a Brownian path instead of the pictures' generators
     discard: bool = False                                   # the smallest level of the ladder is left out
@@ -42,6 +44,7 @@ class SamplerEntry:
     eta_option: Literal["", "eta_ancestral", "eta_ddim"] = ""
     start: Literal["ve", "vp"] = "ve"
     own_schedule: str = ""
+    alone: bool = False                                     # its steps are chosen by the latents: a batch would share them
 
     @property
     def options(self) -> dict[str, str]:
@@ -53,7 +56,7 @@ class SamplerEntry:
 
     def calls(self, steps: int) -> int:
         """Model calls that prompt editing and progress count for so many steps."""
-        return steps * (2 if self.second_order else 1)
+        return steps * (self.calls_a_step or (2 if self.second_order else 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,20 +75,78 @@ class ScheduleEntry:
     needs: tuple[str, ...] = ()
 
 
-SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of the menu
+SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of the menu; from TCD on, those that came later
     SamplerEntry(name="DPM++ 2M", aliases=("k_dpmpp_2m",), function="modules.sampling.samplers.dpmpp:dpmpp_2m", order=2,
                  default_schedule="karras"),
+    SamplerEntry(name="DPM++ SDE", aliases=("k_dpmpp_sde",), function="modules.sampling.samplers.dpmpp_singlestep:dpmpp_sde",
+                 knobs=("eta", "s_noise"), default_schedule="karras", second_order=True, brownian=True, default_eta=1.0,
+                 eta_option="eta_ancestral"),
     SamplerEntry(name="DPM++ 2M SDE", aliases=("k_dpmpp_2m_sde",), function="modules.sampling.samplers.dpmpp:dpmpp_2m_sde",
                  knobs=("eta", "s_noise"), default_schedule="exponential", brownian=True, default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="DPM++ 2M SDE Heun", aliases=("k_dpmpp_2m_sde_heun",), function="modules.sampling.samplers.dpmpp:dpmpp_2m_sde",
                  knobs=("eta", "s_noise"), fixed=(("solver_type", "heun"),), default_schedule="exponential", brownian=True,
                  default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="DPM++ 2S a", aliases=("k_dpmpp_2s_a",), function="modules.sampling.samplers.dpmpp_singlestep:dpmpp_2s_ancestral",
+                 knobs=("eta", "s_noise"), default_schedule="karras", second_order=True, uses_ensd=True, default_eta=1.0,
+                 eta_option="eta_ancestral"),
+    SamplerEntry(name="DPM++ 3M SDE", aliases=("k_dpmpp_3m_sde",), function="modules.sampling.samplers.dpmpp_3m:dpmpp_3m_sde",
+                 knobs=("eta", "s_noise"), default_schedule="exponential", brownian=True, discard=True, default_eta=1.0,
+                 eta_option="eta_ancestral"),
     SamplerEntry(name="Euler a", aliases=("k_euler_a", "k_euler_ancestral"), function="modules.sampling.samplers.euler:euler_ancestral",
                  knobs=("eta",), uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="Euler", aliases=("k_euler",), function="modules.sampling.samplers.euler:euler", knobs=CHURN, order=1),
-    SamplerEntry(name="Heun", aliases=("k_heun",), function="modules.sampling.samplers.heun:heun", knobs=CHURN, order=2, second_order=True),
+    SamplerEntry(name="LMS", aliases=("k_lms",), function="modules.sampling.samplers.multistep:lms", order=4),
+    SamplerEntry(name="Heun", aliases=("k_heun",), function="modules.sampling.samplers.heun:heun", knobs=CHURN, order=2,
+                 second_order=True),
+    SamplerEntry(name="DPM2", aliases=("k_dpm_2",), function="modules.sampling.samplers.dpm2:dpm2", knobs=CHURN, order=2,
+                 default_schedule="karras", second_order=True, discard=True),
+    SamplerEntry(name="DPM2 a", aliases=("k_dpm_2_a",), function="modules.sampling.samplers.dpm2:dpm2_ancestral", knobs=("eta", "s_noise"),
+                 default_schedule="karras", second_order=True, uses_ensd=True, discard=True, default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="DPM fast", aliases=("k_dpm_fast",), function="modules.sampling.samplers.dpm_solver:dpm_fast",
+                 knobs=("eta", "s_noise"), uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral",
+                 own_schedule="modules.sampling.schedule:uniform"),
+    SamplerEntry(name="DPM adaptive", aliases=("k_dpm_ad",), function="modules.sampling.samplers.dpm_solver:dpm_adaptive", knobs=("eta",),
+                 uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral", own_schedule="modules.sampling.schedule:uniform",
+                 alone=True),
+    SamplerEntry(name="Restart", aliases=("restart",), function="modules.sampling.samplers.restart:restart",
+                 default_schedule="karras", second_order=True),
     SamplerEntry(name="DDIM", aliases=("ddim",), function="modules.sampling.samplers.ddim:ddim", knobs=("eta",), order=1,
                  eta_option="eta_ddim", start="vp", own_schedule="modules.sampling.schedule:ddim_timesteps"),
+    SamplerEntry(name="DDIM CFG++", aliases=("ddim_cfgpp",), function="modules.sampling.samplers.cfgpp:ddim_cfgpp", knobs=("eta",),
+                 order=1, eta_option="eta_ddim", start="vp", own_schedule="modules.sampling.schedule:ddim_timesteps"),
+    SamplerEntry(name="PLMS", aliases=("plms",), function="modules.sampling.samplers.multistep:plms", order=2, start="vp",
+                 own_schedule="modules.sampling.schedule:ddim_timesteps"),
+    SamplerEntry(name="UniPC", aliases=("unipc",), function="modules.sampling.samplers.unipc:unipc", order=2, start="vp",
+                 own_schedule="modules.sampling.samplers.unipc:even_times"),
+    SamplerEntry(name="LCM", aliases=("k_lcm",), function="modules.sampling.samplers.few_step:lcm"),
+    SamplerEntry(name="TCD", aliases=("tcd",), function="modules.sampling.samplers.few_step:tcd", knobs=("eta",), default_eta=0.3),
+    SamplerEntry(name="DDPM", aliases=("ddpm",), function="modules.sampling.samplers.few_step:ddpm"),
+    SamplerEntry(name="HeunPP2", aliases=("heunpp2",), function="modules.sampling.samplers.heunpp:heunpp2", order=1, second_order=True,
+                 calls_a_step=3),
+    SamplerEntry(name="IPNDM", aliases=("ipndm",), function="modules.sampling.samplers.multistep:ipndm", order=2),
+    SamplerEntry(name="IPNDM_V", aliases=("ipndm_v",), function="modules.sampling.samplers.multistep:ipndm_v", order=4),
+    SamplerEntry(name="DEIS", aliases=("deis",), function="modules.sampling.samplers.multistep:deis", order=3),
+    SamplerEntry(name="ER SDE", aliases=("er_sde",), function="modules.sampling.samplers.er_sde:er_sde", knobs=("s_noise",)),
+    SamplerEntry(name="RES multistep", aliases=("res_multistep",), function="modules.sampling.samplers.res:res_multistep", order=2),
+    SamplerEntry(name="RES multistep a", aliases=("res_multistep_ancestral",),
+                 function="modules.sampling.samplers.res:res_multistep_ancestral", knobs=("eta", "s_noise"), uses_ensd=True,
+                 default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="SA-Solver", aliases=("sa_solver",), function="modules.sampling.samplers.sa_solver:sa_solver",
+                 knobs=("eta", "s_noise"), default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="Gradient estimation", aliases=("gradient_estimation",),
+                 function="modules.sampling.samplers.multistep:gradient_estimation", order=1),
+    SamplerEntry(name="SEEDS 2", aliases=("seeds_2",), function="modules.sampling.samplers.seeds:seeds_2", knobs=("eta", "s_noise"),
+                 second_order=True, brownian=True, default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="SEEDS 3", aliases=("seeds_3",), function="modules.sampling.samplers.seeds:seeds_3", knobs=("eta", "s_noise"),
+                 second_order=True, calls_a_step=3, brownian=True, default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="Euler CFG++", aliases=("euler_cfg_pp",), function="modules.sampling.samplers.cfgpp:euler_cfgpp", order=1),
+    SamplerEntry(name="Euler a CFG++", aliases=("euler_ancestral_cfg_pp",),
+                 function="modules.sampling.samplers.cfgpp:euler_ancestral_cfgpp", knobs=("eta", "s_noise"), uses_ensd=True,
+                 default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="DPM++ 2S a CFG++", aliases=("dpmpp_2s_ancestral_cfg_pp",),
+                 function="modules.sampling.samplers.cfgpp:dpmpp_2s_ancestral_cfgpp", knobs=("eta", "s_noise"), second_order=True,
+                 uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral"),
+    SamplerEntry(name="DPM++ 2M CFG++", aliases=("dpmpp_2m_cfg_pp",), function="modules.sampling.samplers.cfgpp:dpmpp_2m_cfgpp", order=2),
 )
 
 SCHEDULES: tuple[ScheduleEntry, ...] = (                    # in the order of the menu
@@ -166,7 +227,7 @@ def _same(name: str, names: Iterable[str]) -> bool:
 
 
 def _unknown(what: str, name: str, names: list[str]) -> NotFoundError:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:12]
     error = NotFoundError(f"{what} not found: {name[:80]}. Did you mean {', '.join(near)}?")
     error.status = 400
     return error

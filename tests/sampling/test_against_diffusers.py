@@ -2,7 +2,6 @@
 import pytest
 import torch
 
-from modules.sampling import catalogue
 from modules.sampling.prediction import Prediction, scaled_linear_alphas
 from modules.sampling.samplers import Denoised
 from modules.sampling.samplers.ddim import ddim
@@ -145,8 +144,3 @@ def test_ddim_is_diffusers_ddim_up_to_its_last_level(kind, named, eta):
     latents = theirs(scheduler, kind, z, eta=lambda k: eta, variance_noise=lambda k: Pairs.number(k) if eta else None)
     end = ours(ddim, kind, z * (1 + sigmas[0] ** 2) ** 0.5, sigmas, eta=eta)
     assert close(unit(end, sigmas[-1]), latents[-2])
-
-
-def test_every_sampler_stands_beside_a_scheduler_of_diffusers():
-    compared = {euler, euler_ancestral, heun, dpmpp_2m, dpmpp_2m_sde, ddim}
-    assert {entry.function.split(":")[1] for entry in catalogue.SAMPLERS} == {function.__name__ for function in compared}

@@ -10,11 +10,19 @@ from modules.sampling import catalogue
 A1111_ORDER = (
     "DPM++ 2M", "DPM++ SDE", "DPM++ 2M SDE", "DPM++ 2M SDE Heun", "DPM++ 2S a", "DPM++ 3M SDE", "Euler a", "Euler", "LMS", "Heun", "DPM2",
     "DPM2 a", "DPM fast", "DPM adaptive", "Restart", "DDIM", "DDIM CFG++", "PLMS", "UniPC", "LCM")
+LATER = (
+    "TCD", "DDPM", "HeunPP2", "IPNDM", "IPNDM_V", "DEIS", "ER SDE", "RES multistep", "RES multistep a", "SA-Solver", "Gradient estimation",
+    "SEEDS 2", "SEEDS 3", "Euler CFG++", "Euler a CFG++", "DPM++ 2S a CFG++", "DPM++ 2M CFG++")
+KARRAS, EXPONENTIAL, TWICE, ENSD, PATH, LESS = (
+    {"scheduler": "karras"}, {"scheduler": "exponential"}, {"second_order": "True"}, {"uses_ensd": "True"}, {"brownian_noise": "True"},
+    {"discard_next_to_last_sigma": "True"})
 OPTIONS = {
-    "DPM++ 2M": {"scheduler": "karras"},
+    "DPM++ 2M": KARRAS, "DPM++ SDE": KARRAS | TWICE | PATH, "DPM++ 2S a": KARRAS | ENSD | TWICE, "DPM++ 3M SDE": EXPONENTIAL | LESS | PATH,
     "DPM++ 2M SDE": {"scheduler": "exponential", "brownian_noise": "True"},
     "DPM++ 2M SDE Heun": {"scheduler": "exponential", "brownian_noise": "True", "solver_type": "heun"},
-    "Euler a": {"uses_ensd": "True"}, "Euler": {}, "Heun": {"second_order": "True"}, "DDIM": {},
+    "Euler a": {"uses_ensd": "True"}, "Euler": {}, "Heun": {"second_order": "True"}, "DDIM": {}, "LMS": {},
+    "DPM2": KARRAS | LESS | TWICE, "DPM2 a": KARRAS | LESS | ENSD | TWICE, "DPM fast": ENSD, "DPM adaptive": ENSD, "Restart": KARRAS | TWICE,
+    "DDIM CFG++": {}, "PLMS": {}, "UniPC": {}, "LCM": {},
 }
 SCHEDULE_ORDER = (
     "Automatic", "Uniform", "Karras", "Exponential", "Polyexponential", "SGM Uniform", "KL Optimal", "Align Your Steps", "Simple", "Normal",
@@ -23,7 +31,7 @@ SCHEDULE_ORDER = (
 
 def test_the_menus_stand_in_the_order_users_know():
     names, labels = [entry.name for entry in catalogue.SAMPLERS], [entry.label for entry in catalogue.SCHEDULES]
-    assert names == [name for name in A1111_ORDER if name in names]
+    assert names == [*A1111_ORDER, *LATER] and set(OPTIONS) == set(A1111_ORDER)
     assert labels == [label for label in SCHEDULE_ORDER if label in labels]
 
 

@@ -61,7 +61,7 @@ def test_every_sampler_makes_a_finite_latent_of_a_real_network(unet, name):
     assert bool(done.latent.isfinite().all()) and not done.latent.requires_grad
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [entry.name for entry in catalogue.SAMPLERS if not entry.alone])
 def test_a_picture_is_the_same_alone_and_in_a_batch_within_rounding(unet, name):
     together = picture(unet, name, seeds=(5, 6)).latent
     for k, seed in enumerate((5, 6)):
