@@ -57,11 +57,13 @@ def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep, *, noise:
 
 
 def _lower(sigma: float, share: float) -> float:
-    """The level of the training index (1 - share) * that of sigma; 0 where nothing is left of it."""
+    """The level of the training index (1 - share) * that of sigma, rounded down as the paper does; 0 where nothing is left of it."""
     if not share:
         return sigma
     table = _training_levels()
-    return float(table.sigma_of((1 - share) * float(table.t_of(sigma)))) if share < 1 else 0.0
+    if share >= 1:
+        return 0.0
+    return min(sigma, float(table.sigma_of(math.floor((1 - share) * float(table.t_of(sigma)) + 1e-3))))
 
 
 @functools.cache
