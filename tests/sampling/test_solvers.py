@@ -266,3 +266,58 @@ def test_one_step_or_many_give_numbers_for_models_of_noise_and_of_velocity(name,
                    noise=noise, on_step=lambda i, d: taken.append(i))
     assert bool(done.latent.isfinite().all()) and taken == list(range(len(taken)))
     assert name in ("DPM fast", "DPM adaptive") or len(taken) == len(sigmas) - 1
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_ddim_cfgpp_is_the_timestep_method_whose_direction_is_that_without_the_prompt(eta):
+    """z of unit variance at indices 1, 51, 101 ...: the guided guess with the scale over 12.5, the noise seen without the prompt."""
+    sigmas = schedule.ladder("Automatic", "DDIM CFG++", 20, SD1).double()
+    alphas = [1 / (1 + float(sigma) ** 2) for sigma in sigmas]
+    drawn = torch.randn(20, 1, 4, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z = drawn[-1]
+    for a, a_next, fresh in zip(alphas[:-1], alphas[1:], drawn[:-1], strict=True):
+        seen = guided(z / math.sqrt(a), math.sqrt((1 - a) / a))
+        direction = (z - math.sqrt(a) * seen.uncond) / math.sqrt(1 - a)
+        clean = seen.uncond + (seen.value - seen.uncond) / 12.5
+        new = eta * math.sqrt((1 - a_next) / (1 - a) * (1 - a / a_next))
+        z = math.sqrt(a_next) * clean + math.sqrt(1 - a_next - new**2) * direction + new * fresh
+    given = iter(drawn)
+    end = cfgpp.ddim_cfgpp(guided, drawn[-1] / math.sqrt(alphas[0]), sigmas, silent, noise=lambda a, b: next(given), eta=eta)
+    assert torch.allclose(end * math.sqrt(alphas[-1]), z, rtol=1e-6, atol=1e-6)
+
+
+class Path:
+    """Unit noise from one Brownian path over the levels: the way to a step's middle is a part of the way to its end."""
+
+    def __init__(self, shape):
+        self._generator, self._shape = torch.Generator().manual_seed(8), shape
+        self._begin, self._middle, self._gone = math.inf, math.inf, torch.zeros(shape)
+
+    def __call__(self, sigma, sigma_next):
+        fresh, begin, end = torch.randn(self._shape, generator=self._generator), float(sigma), float(sigma_next)
+        if begin != self._begin:
+            self._begin, self._middle, self._gone = begin, end, fresh * math.sqrt(begin - end)
+            return fresh
+        return (self._gone + fresh * math.sqrt(self._middle - end)) / math.sqrt(begin - end)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.4])
+def test_dpmpp_sde_on_one_brownian_path_ends_in_the_distribution_of_the_data(eta):
+    sigmas, shape = torch.logspace(1, -1.5, 200), (1, 1, 1, 60_000)
+    x = MEAN + width(sigmas[0]) * torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    end = sampler_of("DPM++ SDE")(gaussian, x, sigmas, silent, noise=Path(shape), eta=eta)
+    assert float(end.mean()) == pytest.approx(MEAN, abs=0.015) and float(end.std()) == pytest.approx(width(sigmas[-1]), rel=0.025)
+
+
+def test_sa_solver_corrects_a_level_with_the_guess_made_there():
+    """Over the same calls the corrected path comes closer than the predictor alone."""
+    assert error("SA-Solver", 40, predictor=2, corrector=3) < error("SA-Solver", 40, predictor=2, corrector=2) / 2
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_calls_that_prompt_editing_counts_are_those_that_are_made_but_for_the_ends_of_the_ladder(name):
+    if name in ("DPM fast", "DPM adaptive"):
+        return                                              # their ladder is counted as if each level were a step
+    count = Counting((1, 1, 2, 2))
+    sampler_of(name)(count.denoise, torch.ones(1, 1, 2, 2), karras(12, 0.03, 14.6), count.on_step, noise=count.noise)
+    assert 0 <= ENTRIES[name].calls(12) - count.calls <= 3 or (name, count.calls) == ("PLMS", 13)
