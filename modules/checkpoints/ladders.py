@@ -17,7 +17,6 @@ from modules.sampling import catalogue, schedule
 from modules.sampling.prediction import Prediction, scaled_linear_alphas
 
 VALUES = frozenset({*MARKERS, "alphas_cumprod"})            # what is read in full
-MEASURED_AS_SDXL = ("SDXL", "SDXL refiner")                 # families with SDXL's tables
 MOST = 16                                                   # models that are remembered
 
 
@@ -28,7 +27,7 @@ def noise_of(path: Path) -> tuple[Prediction, bool]:
                if name not in read.SCHEDULE and not name.startswith(TRAINING) and not name.endswith(SCALES)}
     weights |= read.weights(path, VALUES.__contains__)
     model = family_of(plain_names(found.header)).build(weights, said_of(path, found) | {"prediction": "Auto"})
-    return model.prediction, model.family.name in MEASURED_AS_SDXL
+    return model.prediction, model.family.sdxl_ladder
 
 
 class Ladders:

@@ -68,6 +68,7 @@ class Family:
     recognises: Callable[[Header], bool]
     build: Callable[..., Model]                             # (weights, hints: Mapping[str, str]) -> Model, on the CPU
     zero_empty_negative: bool = False                       # an empty negative prompt is told as zeros, not as the text ""
+    sdxl_ladder: bool = False                               # measured schedules have tables of their own for it
     averaged: bool = False                                  # it is meant to be drawn with averaged weights, where a file has them
     beside: Callable[[Model, Framing, bool], Conditioning] | None = None    # (.., negative) -> a vector behind that of the words, one row
     around: Callable[[Model, Framing], Conditioning] | None = None          # what stands around the picture: concat, label, a vector

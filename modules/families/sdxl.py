@@ -96,6 +96,7 @@ SDXL = Family(
     recognises=recognises,
     build=build,
     zero_empty_negative=True,
+    sdxl_ladder=True,
     beside=beside.sizes,
     around=around,
 )
@@ -107,5 +108,6 @@ REFINER = Family(
     recognises=recognises_refiner,
     build=build_refiner,
     zero_empty_negative=True,
+    sdxl_ladder=True,
     beside=beside.scores,
 )

@@ -276,6 +276,9 @@ def check(request: Request) -> None:
     """
     for row in PARAMETERS:
         check_value(row, getattr(request, row.field))
+    if 0 < request.schedule_sigma_max <= request.schedule_sigma_min:
+        raise RequestError(f"Schedule min sigma ({request.schedule_sigma_min:g}) must be below Schedule max sigma "
+                           f"({request.schedule_sigma_max:g}).", field="schedule_sigma_min")
     _check_json("extra", request.extra)
     _check_json("notes", request.notes)
     at_once = request.width * request.height * request.batch_size

@@ -11,6 +11,7 @@ from typing import Any
 
 from modules.pipeline.request import Request
 from modules.prompts import grammar, styles, tags
+from modules.sampling import catalogue
 
 SEEDS = 2**64                                               # a seed is an unsigned 64-bit number; counting on wraps around
 
@@ -49,7 +50,7 @@ def plan(request: Request, library: Mapping[str, Any], extensions: Sequence[Any]
     prompt, negative = styles.apply(request.prompt, request.negative_prompt, chosen)
     prompt, negative = grammar.without_comments(prompt), grammar.without_comments(negative)
     text, uses = tags.extract(prompt)
-    size = 1 if request.deterministic else request.batch_size
+    size = 1 if request.deterministic or catalogue.sampler(request.sampler).alone else request.batch_size
     total = request.batch_size * request.n_iter
     for number, first in enumerate(range(0, total, size)):
         slots = []

@@ -28,7 +28,8 @@ def ladder(request: Request, model: Model) -> Tensor:
     """The noise levels of the request's sampler and schedule for this model, falling, on the CPU. Raises ScheduleError."""
     return schedule.ladder(
         request.scheduler, request.sampler, request.steps, model.prediction, rho=request.schedule_rho,
-        sigma_min=request.schedule_sigma_min, sigma_max=request.schedule_sigma_max, discard=request.discard_penultimate_sigma)
+        sigma_min=request.schedule_sigma_min, sigma_max=request.schedule_sigma_max,
+        discard=request.discard_penultimate_sigma, sdxl=model.family.sdxl_ladder)
 
 
 def start(batch: Batch, model: Model) -> Begin:

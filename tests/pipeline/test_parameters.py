@@ -142,7 +142,7 @@ def test_a_number_beyond_its_limits_is_refused_naming_the_field(row):
     ({"emphasis": ""}, "emphasis"), ({"styles": ["a"]}, "styles"), ({"styles": (5,)}, "styles"), ({"styles": ("a",) * 1000}, "styles"),
     ({"deterministic": 1}, "deterministic"), ({"checkpoint": None}, "checkpoint"), ({"extra": {"a": math.nan}}, "extra"),
     ({"extra": {"a": object()}}, "extra"), ({"notes": {"a": "x" * 300_000}}, "notes"), ({"notes": {"a": "\ud800"}}, "notes"),
-    ({"notes": [("a", 1)]}, "notes"),
+    ({"notes": [("a", 1)]}, "notes"), ({"schedule_sigma_min": 3.0, "schedule_sigma_max": 2.0}, "schedule_sigma_min"),
 ])
 def test_what_cannot_be_computed_is_refused_naming_the_field(changes, field):
     with pytest.raises(RequestError) as refusal:
