@@ -38,7 +38,7 @@ def _values(row):
 REQUESTS = st.fixed_dictionaries({}, optional={
     **{row.field: _values(row) for row in PARAMETERS if row.field not in ("width", "height", "batch_size", "n_iter", "steps")},
     "extra": st.dictionaries(ANY_TEXT, JSON, max_size=3), "notes": st.dictionaries(ANY_TEXT, JSON, max_size=3),
-}).map(lambda values: normal(Request(**values)))
+}).map(lambda values: normal(Request(**values))).filter(lambda one: not 0 < one.schedule_sigma_max <= one.schedule_sigma_min)
 
 
 @settings(max_examples=200, deadline=None)
