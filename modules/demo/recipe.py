@@ -1,10 +1,11 @@
-"""How the embedded model is made: which scenes it sees, and the two runs, VAE first, that train it.
+"""How the embedded model is made: which scenes it sees, and the three runs, VAE first, that train it.
 
     python -m modules.demo.recipe vae WHERE [--minutes 60] [--size 128]
+    python -m modules.demo.recipe text WHERE                # the text tower learns to read: minutes (reading.py)
     python -m modules.demo.recipe model WHERE [--minutes 60] [--size 128]
 
-Both go on from the state in WHERE; without one, from the weights that an earlier sitting stored here, and without these from nothing.
-The CPU's sizes are for 128 px on two cores, the accelerator's for 256 px.
+VAE and model go on from the state in WHERE; without one, from the weights that an earlier sitting stored here, and without these from
+nothing. The CPU's sizes are for 128 px on two cores, the accelerator's for 256 px.
 """
 from __future__ import annotations
 
@@ -18,11 +19,16 @@ from torch import Tensor
 
 from modules.core import hardware
 from modules.core.progress import Progress
-from modules.demo import captions, scenes
+from modules.demo import captions, reading, scenes
 from modules.imaging.convert import to_pixels
+from modules.prompts.tokens import Tokenizer
+from modules.training import checkpoint
+from modules.training.diffusion import networks_for, schedule_of
+from modules.training.objectives import scale_by_std
 from modules.training.recipe import Data, Ema, Model, Objective, Recipe, Samples, TextSizes, Training, UNetSizes, VaeObjective, VaeSizes
 from modules.training.train import train
 
+STORED = Path(__file__).with_name("storybook.safetensors")
 STORED_VAE = Path(__file__).with_name("storybook-vae.safetensors")     # float16, of 128 px
 VERSION = 1                                                 # of what a picture's number means; latents of another are made anew
 SPOILED, STRANGE = 0.04, 0.12                               # part of the pictures with a fault; of captions with words that mean nothing
@@ -92,17 +98,36 @@ def vae_recipe(size: int, minutes: float = 0.0) -> Recipe:
         ema=Ema(decay=0.999))
 
 
-def model_recipe(size: int, vae: Path, minutes: float = 0.0) -> Recipe:
-    """The U-Net with its text tower, on the latents of that VAE."""
+def model_recipe(size: int, vae: Path, minutes: float = 0.0, begun: Path | None = None) -> Recipe:
+    """The U-Net with its text tower, on the latents of that VAE. begun: the file whose U-Net and text tower it begins with.
+
+    On the CPU there is no attention at the finest level, where it would take half of the time: words reach the picture in cells of 16
+    pixels.
+    """
     large = size > 128
     return Recipe(
-        kind="diffusion", seed=2, data=Data(size=size), model=Model(vae=str(vae), norm_groups=_groups(size), title="storybook"),
+        kind="diffusion", seed=2, data=Data(size=size),
+        model=Model(checkpoint=str(begun) if begun else "", vae=str(vae), norm_groups=_groups(size), title="storybook"),
         unet=UNetSizes(channels=80, multiply=(1, 2, 2, 3), depths=(1, 1, 1, 0), res_blocks=1) if large
-        else UNetSizes(channels=64, multiply=(1, 2, 3), depths=(1, 1, 1), res_blocks=1),
-        text=TextSizes(width=128, layers=4), objective=Objective(weight="min_snr", caption_dropout=0.1),
+        else UNetSizes(channels=64, multiply=(1, 2, 3), depths=(0, 1, 1), res_blocks=1),
+        text=TextSizes(width=128, layers=4, train="yes"), objective=Objective(weight="min_snr", caption_dropout=0.1),
         training=Training(steps=200_000, batch=256 if large else 64, lr=1e-3 if large else 6e-4, warmup=500, betas=(0.9, 0.99),
                           precision=_precision(), save_every=500, sample_every=1000, minutes=minutes),
         ema=Ema(decay=0.9995), samples=Samples(prompts=LOOKS, cfg_scale=5.0))
+
+
+def read_first(recipe: Recipe, file: Path, steps: int = 1000) -> Path:
+    """A checkpoint whose text tower has learnt to read, whose U-Net has learnt nothing, and whose scale is measured on 64 scenes."""
+    networks = networks_for(recipe)
+    reading.teach(networks.text, Tokenizer(), steps=steps, strangers=STRANGERS, strange=STRANGE, spoiled=SPOILED,
+                  half=recipe.training.precision == "bfloat16")
+    if networks.scale_factor is None:
+        book = Storybook(64, recipe.data.size)
+        with torch.no_grad():
+            mean, _ = networks.vae.encode(torch.stack([book[number][0] for number in range(len(book))]))
+        networks.scale_factor = float(scale_by_std(mean))
+    return checkpoint.write(file, networks, schedule_of(recipe), kind="eps", title="storybook, before its first picture",
+                            size=recipe.data.size, dtype=torch.float32)
 
 
 def _groups(size: int) -> int:
@@ -117,18 +142,25 @@ def _precision() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("part", choices=("vae", "model"))
+    parser.add_argument("part", choices=("vae", "text", "model"))
     parser.add_argument("where", type=Path)
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so long, to go on later; 0 = to the end")
     parser.add_argument("--size", type=int, default=128, help="pixels")
-    parser.add_argument("--scenes", type=int, default=0, help="how many; 0 = 6000 for the VAE, 40000 for the model")
+    parser.add_argument("--scenes", type=int, default=0, help="how many; 0 = 6000 for the VAE, 12000 for the model")
     parser.add_argument("--vae", type=Path, help="the VAE's file; WHERE/vae/storybook-vae.safetensors if left out")
     told = parser.parse_args()
+    vae = (told.vae or told.where / "vae" / "storybook-vae.safetensors").resolve()
+    read = (told.where / "text" / "storybook-text.safetensors").resolve()
+    if told.part == "text":
+        read.parent.mkdir(parents=True, exist_ok=True)
+        print(read_first(model_recipe(told.size, vae), read))
+        return
     if told.part == "vae":
         recipe = vae_recipe(told.size, told.minutes)
     else:
-        recipe = model_recipe(told.size, (told.vae or told.where / "vae" / "storybook-vae.safetensors").resolve(), told.minutes)
-    data = Storybook(told.scenes or (6000 if told.part == "vae" else 40_000), told.size)
+        begun = next((file for file in (STORED, read) if file.is_file() and (file != STORED or told.size <= 128)), None)
+        recipe = model_recipe(told.size, vae, told.minutes, begun)
+    data = Storybook(told.scenes or (6000 if told.part == "vae" else 12_000), told.size)
     print(train(recipe, folder=told.where / told.part, progress=Progress(), data=data))
 
 
