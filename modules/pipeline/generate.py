@@ -105,7 +105,7 @@ def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources) 
         done = denoise(
             model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
             conditioning_at=lambda call: [texts.at(call) for texts in told], noise=begin.noise,
-            cfg_scale=batch.request.cfg_scale if model.guided else 1.0, relay=refiner.relay(batch, model, work),
+            cfg_scale=batch.request.cfg_scale, guided_model=model.guided, relay=refiner.relay(batch, model, work),
             knobs=knobs(batch.request), on_step=on_step, check=progress.check)
     progress.at(stage="decoding")
     with model.at_work(model.vae):

@@ -45,6 +45,7 @@ class SamplerEntry:
     start: Literal["ve", "vp"] = "ve"
     own_schedule: str = ""
     alone: bool = False                                     # its steps are chosen by the latents: a batch would share them
+    takes_uncond: bool = False                              # its direction is the guess without the prompt: wanted at CFG scale 1 too
 
     @property
     def options(self) -> dict[str, str]:
@@ -112,7 +113,8 @@ SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of th
                  default_schedule="karras", second_order=True),
     SamplerEntry(name="DDIM", aliases=("ddim",), function="modules.sampling.samplers.ddim:ddim", knobs=("eta",), order=1,
                  eta_option="eta_ddim", start="vp", own_schedule="modules.sampling.schedule:ddim_timesteps"),
-    SamplerEntry(name="DDIM CFG++", aliases=("ddim_cfgpp",), function="modules.sampling.samplers.cfgpp:ddim_cfgpp", knobs=("eta",),
+    SamplerEntry(name="DDIM CFG++", aliases=("ddim_cfgpp",),
+                 function="modules.sampling.samplers.cfgpp:ddim_cfgpp", takes_uncond=True, knobs=("eta",),
                  order=1, eta_option="eta_ddim", start="vp", own_schedule="modules.sampling.schedule:ddim_timesteps"),
     SamplerEntry(name="PLMS", aliases=("plms",), function="modules.sampling.samplers.multistep:plms", order=2, start="vp",
                  own_schedule="modules.sampling.schedule:ddim_timesteps"),
@@ -139,14 +141,18 @@ SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of th
                  second_order=True, brownian=True, default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="SEEDS 3", aliases=("seeds_3",), function="modules.sampling.samplers.seeds:seeds_3", knobs=("eta", "s_noise"),
                  second_order=True, calls_a_step=3, brownian=True, default_eta=1.0, eta_option="eta_ancestral"),
-    SamplerEntry(name="Euler CFG++", aliases=("euler_cfg_pp",), function="modules.sampling.samplers.cfgpp:euler_cfgpp", order=1),
+    SamplerEntry(name="Euler CFG++", aliases=("euler_cfg_pp",),
+                 function="modules.sampling.samplers.cfgpp:euler_cfgpp", takes_uncond=True, order=1),
     SamplerEntry(name="Euler a CFG++", aliases=("euler_ancestral_cfg_pp",),
-                 function="modules.sampling.samplers.cfgpp:euler_ancestral_cfgpp", knobs=("eta", "s_noise"), uses_ensd=True,
+                 function="modules.sampling.samplers.cfgpp:euler_ancestral_cfgpp", takes_uncond=True,
+                 knobs=("eta", "s_noise"), uses_ensd=True,
                  default_eta=1.0, eta_option="eta_ancestral"),
     SamplerEntry(name="DPM++ 2S a CFG++", aliases=("dpmpp_2s_ancestral_cfg_pp",),
-                 function="modules.sampling.samplers.cfgpp:dpmpp_2s_ancestral_cfgpp", knobs=("eta", "s_noise"), second_order=True,
+                 function="modules.sampling.samplers.cfgpp:dpmpp_2s_ancestral_cfgpp", takes_uncond=True,
+                 knobs=("eta", "s_noise"), second_order=True,
                  uses_ensd=True, default_eta=1.0, eta_option="eta_ancestral"),
-    SamplerEntry(name="DPM++ 2M CFG++", aliases=("dpmpp_2m_cfg_pp",), function="modules.sampling.samplers.cfgpp:dpmpp_2m_cfgpp", order=2),
+    SamplerEntry(name="DPM++ 2M CFG++", aliases=("dpmpp_2m_cfg_pp",),
+                 function="modules.sampling.samplers.cfgpp:dpmpp_2m_cfgpp", takes_uncond=True, order=2),
 )
 
 SCHEDULES: tuple[ScheduleEntry, ...] = (                    # in the order of the menu

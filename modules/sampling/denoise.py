@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from modules.core.errors import Cancelled, NanError
 from modules.sampling.catalogue import SamplerEntry
-from modules.sampling.guidance import ConditioningAt, Rows, RowsDenoise, cfg
+from modules.sampling.guidance import ConditioningAt, Rows, RowsDenoise, Skip, cfg
 from modules.sampling.prediction import Prediction
 from modules.sampling.samplers import Denoise, Denoised, Noise, OnStep
 
@@ -42,13 +42,15 @@ class Relay:
 def denoise(unet: nn.Module, prediction: Prediction, x: Tensor, sigmas: Tensor, entry: SamplerEntry, *,
             conditioning_at: ConditioningAt, cfg_scale: float, noise: Noise, knobs: Mapping[str, Any] = MappingProxyType({}),
             wrap_models: Sequence[WrapModel] = (), wraps: Sequence[Wrap] = (), on_step: OnStep | None = None,
-            check: Callable[[], None] | None = None, batch_rows_limit: int | None = None, relay: Relay | None = None) -> Denoising:
+            check: Callable[[], None] | None = None, batch_rows_limit: int | None = None, relay: Relay | None = None,
+            image_cfg_scale: float | None = None, skip: Skip | None = None, guided_model: bool = True) -> Denoising:
     """Walk the ladder `sigmas` from x (B, C, h, w), which is at noise level sigmas[0] (see first_latent), with the sampler of `entry`.
 
     unet(x, timesteps, context) is called in the type and on the device of its own weights; the sampler's state stays float32 on x's.
     conditioning_at(call): the texts of each picture at this call, see guidance.py; best kept on the network's device already.
     noise(sigma, sigma_next): noise.Draws, or noise.Brownian where entry.brownian. knobs: may hold more than the sampler has; None and a
-    missing eta mean its default, s_tmax 0 means no upper end. wrap_models, wraps: the first is innermost.
+    missing eta mean its default, s_tmax 0 means no upper end. wrap_models, wraps: the first is innermost. image_cfg_scale, skip: see cfg.
+    guided_model: False = there is no "without words" to tell it; the scale is 1 whatever was asked.
     on_step(i, denoised): once a step. check(): before every network call. Either may raise Cancelled: then the last step's guess is given,
     with complete=False; before the first step is done Cancelled goes on to the caller. Raises NanError for values that are no numbers.
     """
@@ -58,7 +60,8 @@ def denoise(unet: nn.Module, prediction: Prediction, x: Tensor, sigmas: Tensor, 
         rows_denoise = network_rows(network, kind, check)
         for wrap_model in wrap_models:
             rows_denoise = wrap_model(rows_denoise)
-        return cfg(rows_denoise, texts, cfg_scale, batch_rows_limit=batch_rows_limit, calls=calls)
+        return cfg(rows_denoise, texts, cfg_scale if guided_model else 1.0, image_cfg_scale=image_cfg_scale, skip=skip,
+                   always_uncond=entry.takes_uncond and guided_model, batch_rows_limit=batch_rows_limit, calls=calls)
 
     outer = guided(unet, prediction, conditioning_at)
     if relay:

@@ -221,3 +221,18 @@ def test_the_first_latent_is_noise_at_the_first_level():
     assert torch.allclose(first_latent(noise, 3.0, plain), torch.tensor(3.0))
     assert torch.allclose(first_latent(noise, 3.0, plain, sgm_noise_multiplier=True), torch.tensor(10.0).sqrt())
     assert torch.allclose(first_latent(noise, 3.0, unit), torch.tensor(10.0).sqrt())
+
+
+def test_a_cfgpp_sampler_at_scale_1_steps_by_the_noise_without_the_prompt(unet):
+    network = Recording()
+    picture(network, "Euler CFG++", cfg_scale=1.0)
+    assert {len(x) for x, *_ in network.seen} == {2}
+    plain = Recording()
+    picture(plain, "Euler CFG++", cfg_scale=7.0, guided_model=False)
+    assert {len(x) for x, *_ in plain.seen} == {1}
+
+
+def test_three_texts_and_a_second_scale_go_three_to_a_call():
+    network = Recording()
+    picture(network, told=[([(1.0, text(1))], text(0), text(3))], image_cfg_scale=1.5)
+    assert {len(x) for x, *_ in network.seen} == {3}

@@ -5,7 +5,7 @@ import torch
 from modules.families.parts import unet_from
 from modules.sampling.conditioning import Conditioning
 from modules.sampling.denoise import network_rows
-from modules.sampling.guidance import cfg
+from modules.sampling.guidance import cfg, skips
 from modules.sampling.prediction import Prediction, scaled_linear_alphas
 from tests import tiny
 
@@ -134,3 +134,78 @@ def test_what_is_told_matters(network):
     x = SIGMA * torch.randn(1, 4, 16, 8, generator=torch.Generator().manual_seed(0))
     one, two = (ask(network, x, [([(1.0, noise_text(seed))], noise_text(9))]) for seed in (1, 2))
     assert float((one - two).abs().max()) > 1e-2 * float(one.std())
+
+
+# ---- three texts: models that edit a picture
+
+def test_an_edit_follows_the_picture_by_one_scale_and_the_words_by_the_other():
+    """Brooks et al. 2023, eq. 3: e(0,0) + s_I * (e(I,0) - e(0,0)) + s_T * (e(I,T) - e(I,0))."""
+    denoised, asked, x = guided([([(1.0, text(6))], text(3), text(1))], 7.5, image_cfg_scale=1.5)
+    assert torch.allclose(denoised.value, x + 1 + 1.5 * (3 - 1) + 7.5 * (6 - 3))
+    assert denoised.uncond is not None and torch.allclose(denoised.uncond, x + 3)
+    assert [rows.which for rows in asked] == [("cond", "uncond", "blank")]
+
+
+@pytest.mark.parametrize("image_cfg_scale", [None, 1.0])
+def test_an_edit_at_picture_scale_1_asks_two_texts_and_is_plain_guidance(image_cfg_scale):
+    denoised, asked, x = guided([([(1.0, text(6))], text(3), text(1))], 7.5, image_cfg_scale=image_cfg_scale)
+    plain, _, _ = guided([([(1.0, text(6))], text(3))], 7.5)
+    assert torch.equal(denoised.value, plain.value) and asked[0].which == ("cond", "uncond")
+
+
+def test_an_edit_whose_scales_are_equal_leaves_out_the_text_that_has_no_share():
+    denoised, asked, x = guided([([(1.0, text(6))], text(3), text(1))], 1.5, image_cfg_scale=1.5)
+    assert torch.allclose(denoised.value, x + 1 + 1.5 * (6 - 1)) and asked[0].which == ("cond", "blank")
+
+
+def test_a_second_scale_means_nothing_where_there_is_no_third_text():
+    with_scale, asked, _ = guided([([(1.0, text(6))], text(3))], 7.5, image_cfg_scale=1.5)
+    assert torch.equal(with_scale.value, guided([([(1.0, text(6))], text(3))], 7.5)[0].value) and len(asked[0].which) == 2
+
+
+# ---- calls without the negative prompt
+
+def asked_at(skip, sigmas, told=([(1.0, text(3))], text(1)), **settings):
+    """Which calls, at these levels, asked the negative prompt, and what came out less x."""
+    answers = Answers()
+    denoise, x = cfg(answers, lambda call: [told], 7.0, skip=skip, **settings), torch.zeros(1, 1, 2, 2)
+    values = [float(denoise(x, torch.tensor(sigma)).value.mean()) for sigma in sigmas]
+    return ["uncond" in rows.which for rows in answers.asked], values
+
+
+def test_below_the_level_every_second_call_goes_at_scale_1_without_the_negative_prompt():
+    asked, values = asked_at(skips(below=2.0), [9.0, 5.0, 1.9, 1.5, 1.0, 0.5])
+    assert asked == [True, True, True, False, True, False]
+    assert values == pytest.approx([15, 15, 15, 3, 15, 3])
+
+
+def test_below_the_level_all_calls_go_so_where_that_is_asked():
+    assert asked_at(skips(below=2.0, every_call=True), [9.0, 2.0, 1.9, 1.5])[0] == [True, True, False, False]
+
+
+def test_the_first_part_of_the_calls_goes_without_the_negative_prompt():
+    assert asked_at(skips(until=0.25, calls=8), [9.0] * 5)[0] == [False, False, False, True, True]
+
+
+def test_a_picture_being_edited_keeps_its_negative_prompt():
+    told = ([(1.0, text(3))], text(1), text(0))
+    assert asked_at(skips(below=99.0, every_call=True), [9.0, 2.0], told, image_cfg_scale=1.5)[0] == [True, True]
+
+
+def test_nothing_is_left_out_unless_asked():
+    assert skips() is None and skips(every_call=True) is None
+
+
+def test_a_sampler_whose_direction_is_that_without_the_prompt_has_it_at_scale_1_too():
+    denoised, asked, x = guided([([(1.0, text(3))], text(1))], 1.0, always_uncond=True)
+    assert torch.equal(denoised.value, x + 3) and torch.equal(denoised.uncond, x + 1)
+
+
+def test_cond_and_uncond_in_one_call_or_apart_give_one_picture_within_rounding(network):
+    """Matrix products over other numbers of rows sum in another order: at most 2e-5 of the latent's spread at scale 7."""
+    x = SIGMA * torch.randn(2, 4, 16, 8, generator=torch.Generator().manual_seed(0))
+    told = [([(1.0, noise_text(seed))], noise_text(9)) for seed in (1, 2)]
+    together = ask(network, x, told)
+    with torch.no_grad():
+        apart = cfg(network, lambda call: told, 7.0, batch_rows_limit=1)(x, SIGMA).value
+    assert float((together - apart).abs().max()) <= 2e-5 * float(together.std())

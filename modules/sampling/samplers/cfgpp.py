@@ -2,8 +2,8 @@
 
 Algorithm 2 of the paper puts the noise that the model sees without a prompt on the guided guess: in x = clean + sigma * noise that is
 x_next = guided + sigma_next * (x - uncond) / sigma, which is Euler's step begun from x + guided - uncond; the other methods likewise.
-The paper's scale lies in 0..1; cfg_scale is divided by SCALE, so that the usual 7 means 0.56. Where the model was not asked without a
-prompt (cfg_scale 1), each is its plain method.
+The paper's scale lies in 0..1; cfg_scale is divided by SCALE, so that the usual 7 means 0.56. Where the model cannot
+be asked without a prompt, each is its plain method.
 """
 import math
 from itertools import pairwise
