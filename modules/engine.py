@@ -246,7 +246,8 @@ class Engine:
         resources = Resources(
             settings=settings, models=self._models(), adapters=None, upscalers=None, styles=self._library.styles(),
             tokenizer=None if self._spine else self._library.tokenizer, encodings=self._library.encodings,
-            extensions=self._extensions, progress=job.live, done=done, deliver=self._delivery.deliver(job, settings))
+            extensions=self._extensions, progress=job.live, done=done, deliver=self._delivery.deliver(job, settings),
+            wildcards=self._library.wildcards())
         result = self._generate()(request, resources)
         return self._delivery.joined(job, result) if done else result
 

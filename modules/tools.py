@@ -23,7 +23,7 @@ from modules.jobs.store import JobRow, Store
 from modules.model_facts import ModelInfo, NativeSizes, info
 from modules.pipeline import infotext, parameters, provenance
 from modules.pipeline.request import Request, Result
-from modules.prompts import styles
+from modules.prompts import styles, wildcards
 from modules.sampling import catalogue
 
 PAGE_DEFAULTS = "page_defaults.json"                        # in the data folder: {tab: {Request field: value}}
@@ -81,6 +81,10 @@ class Library:
     def styles(self) -> dict[str, Any]:
         """Style by name, as the styles file has them now."""
         return {style.name: style for style in styles.read(self._paths.styles_file)}
+
+    def wildcards(self) -> wildcards.Folder:
+        """The files that prompts choose lines from, as they are now; each is read when a prompt names it."""
+        return wildcards.Folder(self._paths.wildcards)
 
     def native_size(self, asked: str, chosen: str) -> tuple[int, int]:
         """(width, height) in pixels at which a checkpoint draws best as its file or its family says, else as a plain request has it.

@@ -52,6 +52,11 @@ class Paths:
         """Where `import-a1111` notes an installation's folders; the user's own list lies beside launch.py."""
         return self.data / model_folders.NAME
 
+    @property
+    def wildcards(self) -> Path:
+        """The files that prompts choose lines from, beside the styles; nobody makes it but the user."""
+        return self.data / "wildcards"
+
     @staticmethod
     def of(root: Folder, data_dir: Folder | None = None, models_dir: Folder | None = None, ckpt_dir: Folder | None = None,
            vae_dir: Folder | None = None, lora_dir: Folder | None = None, embeddings_dir: Folder | None = None) -> Paths:

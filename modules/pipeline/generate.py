@@ -38,7 +38,7 @@ def generate(request: Request, resources: Resources) -> Result:
     Raises Cancelled when nothing at all was made, or a WebUIError that says what the user can do.
     """
     progress = resources.progress
-    batches = list(plan(request, resources.styles, resources.extensions, resources.done))
+    batches = list(plan(request, resources.styles, resources.extensions, resources.done, resources.wildcards))
     pictures: list[Picture] = []
     progress.at(stage="loading", batches=len(batches), steps=request.steps)
     with Refiner(request, resources) as refiner:
@@ -157,10 +157,16 @@ def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None
     facts = infotext.Facts(
         seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
         model_name=model_name(model), model_hash=model.sha256[:10], vae_name=model.vae_name, vae_hash=model.vae_sha256[:10],
-        refiner=f"{model_name(refiner)} [{refiner.sha256[:10]}]" if refiner else "")
+        refiner=f"{model_name(refiner)} [{refiner.sha256[:10]}]" if refiner else "", notes=notes_of(slot))
     return Picture(
         index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt, image=image,
         infotext=infotext.write(request, facts), record=record_of(slot, request, model, refiner, image, complete), complete=complete)
+
+
+def notes_of(slot: Slot) -> dict[str, str]:
+    """What only this picture's text says: what its words were chosen from, under the labels that the field's tools know."""
+    pairs = {"Template": slot.template, "Negative Template": slot.negative_template}
+    return {label: text for label, text in pairs.items() if text}
 
 
 def record_of(slot: Slot, request: Request, model: Model, refiner: Model | None, image: Image.Image, complete: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modules.core.errors import PromptError, WebUIError
-from modules.pipeline import parameters
+from modules.pipeline import old_texts, parameters
 from modules.pipeline.request import Request
 from modules.prompts import grammar
 from modules.sampling import catalogue
@@ -186,7 +186,8 @@ def read(text: str) -> Parsed:
     for key, value in raw.items():
         size = SIZE.fullmatch(value)
         fields |= {f"{key}-1": size[1], f"{key}-2": size[2]} if size else {key: value}
-    return _modernised(Parsed(prompt=prompt, negative_prompt=negative, fields=fields, raw=raw))
+    fields, prompt = old_texts.modernised(fields, prompt)
+    return Parsed(prompt=prompt, negative_prompt=negative, fields=fields, raw=raw)
 
 
 def scan(line: str) -> Iterator[tuple[str, str]]:
@@ -271,52 +272,7 @@ def _prompts(lines: list[str]) -> tuple[str, str]:
     return "\n".join(prompt), "\n".join(negative)
 
 
-# ---- old texts
-
-def _modernised(parsed: Parsed) -> Parsed:
-    """Old keys as today's: a hypernetwork becomes a tag, the first-pass size the size, old versions name the behaviour they had."""
-    fields, prompt = dict(parsed.fields), parsed.prompt
-    if "Hypernet" in fields:
-        prompt += f"<hypernet:{fields['Hypernet']}:{fields.get('Hypernet strength', '1.0')}>"
-    first = (fields.pop("First pass size-1", ""), fields.pop("First pass size-2", ""))
-    size = (fields.get("Size-1", ""), fields.get("Size-2", ""))
-    if all(first) and all(size):
-        fields |= {"Hires resize-1": size[0], "Hires resize-2": size[1]}
-        fields["Size-1"], fields["Size-2"] = first if first != ("0", "0") else _old_first_pass(*size)
-    made_by = _version(fields.get("Version", ""))
-    if made_by is not None:
-        if made_by < _v(1, 6) and "[" in prompt:
-            fields["Old prompt editing timelines"] = "True"
-        if made_by < _v(1, 6) and fields.get("Sampler") in ("DDIM", "PLMS"):
-            fields["Pad conds v0"] = "True"
-        if made_by < _v(1, 7, 0, post=225):
-            fields["Downcast alphas_cumprod"] = "True"
-        if made_by < _v(1, 8) and "Refiner" in fields:
-            fields["Refiner switch by sampling steps"] = "True"
-    return Parsed(prompt=prompt, negative_prompt=parsed.negative_prompt, fields=fields, raw=parsed.raw)
-
-
-def _old_first_pass(width: str, height: str) -> tuple[str, str]:
-    """The first pass that was meant by 0x0: the area of 512 x 512 in the picture's shape, each side up to a multiple of 64."""
-    wide, high = int(width[:9]), int(height[:9])
-    scale = (512 * 512 / max(wide * high, 1)) ** 0.5
-    return str(-int(-wide * scale // 64) * 64), str(-int(-high * scale // 64) * 64)
-
-
-VERSION_TEXT = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})(?:\.([0-9]{1,6}))?(?:-(?:(RC)|([0-9]{1,6}))(?:-|$)|$)", re.IGNORECASE)
-
-
-def _v(major: int, minor: int, patch: int = 0, *, post: int = 0) -> tuple[int, int, int, int]:
-    return major, minor, patch, post
-
-
-def _version(text: str) -> tuple[int, int, int, int] | None:
-    """`v1.7.0-225-gabc` as (1, 7, 0, 225), a release candidate as -1 after its release; None for what is no such version."""
-    found = VERSION_TEXT.match(text)
-    if not found:
-        return None
-    return _v(int(found[1]), int(found[2]), int(found[3] or 0), post=-1 if found[4] else int(found[5] or 0))
-
+# ---- what a text means by saying nothing
 
 DEFAULTS: tuple[tuple[str, Any], ...] = (
     ("Clip skip", "1"), ("Hires resize-1", 0), ("Hires resize-2", 0), ("Hires sampler", "Use same sampler"),
@@ -353,6 +309,9 @@ TAKEN_AS_GIVEN: Mapping[str, Any] = {"clip_skip": 1, "randn_source": "NV", "sche
                                      "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": ""}
 
 
+TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "Template", "Negative Template"})    # facts beside the request
+
+
 def fields_of(parsed: Parsed, *, defaults: bool = False) -> dict[str, Any]:
     """Request fields that the text gives, each within its limits. defaults: also those that a text means by saying nothing.
 
@@ -364,7 +323,7 @@ def fields_of(parsed: Parsed, *, defaults: bool = False) -> dict[str, Any]:
 
 def leftovers(parsed: Parsed) -> dict[str, str]:
     """Labels that became no field of a Request, with their values: extensions' pairs, and what did not fit."""
-    used = _translated(parsed)[1] | {"Version", "User", "Model hash", "VAE hash"}
+    used = _translated(parsed)[1] | TOLD
     return {key: value for key, value in parsed.fields.items() if key not in used}
 
 

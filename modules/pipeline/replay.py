@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy
 
-from modules.core.errors import ReplayError, WebUIError
+from modules.core.errors import PromptError, ReplayError, WebUIError
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters, plan, provenance
 from modules.pipeline.request import Picture, Request, Result
@@ -110,7 +110,10 @@ def _from_record(file: bytes, record: Mapping[str, Any], run: Run, find: Find) -
     if errors is not None and errors[0] > 0 and _in_batch(record):
         request, position = _batch_of(record)
         together = dataclasses.replace(request, **here)
-        again = _only(run(together), position)
+        try:
+            again = _only(run(together), position)
+        except PromptError:                                 # the files that its wildcards choose from are gone
+            again = made
         if compare(file, again.file) == (0, 0):
             asked, made, errors = together, again, (0.0, 0.0)
     differences = tuple(_record_differences(record, _told(made), asked))

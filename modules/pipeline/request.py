@@ -120,6 +120,7 @@ class Resources:
     tokenizer: prompts.tokens.Tokenizer; encodings: prompts.encode.EncodeCache. Both outlive the job and belong to the engine.
     deliver: saves one picture and commits it to the store, and returns it with `file`, `sha256` and `path` filled.
     done: indices already delivered (a job that is taken up again).
+    wildcards: a prompts.wildcards.Source, None = there are no files.
     """
 
     settings: Mapping[str, Any]
@@ -133,3 +134,4 @@ class Resources:
     progress: Progress
     done: frozenset[int]
     deliver: Callable[[Picture], Picture]
+    wildcards: Any = None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from modules.pipeline import infotext, parameters
+from modules.pipeline import infotext, old_texts, parameters
 from modules.pipeline.infotext import Facts, fields_of, leftovers, read, with_defaults, write
 from modules.pipeline.request import Request
 from modules.sampling import catalogue
@@ -83,7 +83,7 @@ def test_a_number_looks_the_same_whatever_type_it_had():
 
 def test_our_version_is_none_that_switches_old_behaviour_on():
     parsed = read(write(Request(prompt="[a]"), facts_of(Request(prompt="[a]"))))
-    assert infotext._version(infotext.VERSION) is None and "Downcast alphas_cumprod" not in parsed.fields
+    assert old_texts._version(infotext.VERSION) is None and "Downcast alphas_cumprod" not in parsed.fields
 
 
 def test_notes_stand_before_the_version_and_a_known_key_keeps_its_place():
