@@ -20,6 +20,7 @@ from modules.core.paths import Paths
 from modules.core.settings import Settings, SettingsFile, as_json
 from modules.jobs import store as states
 from modules.jobs.delivery import Delivery
+from modules.jobs.inputs import Inputs
 from modules.jobs.job import Job
 from modules.jobs.lock import Lock
 from modules.jobs.store import JobRow, Store
@@ -60,6 +61,7 @@ class Engine:
         self._settings = SettingsFile(paths.settings_file)
         self._library = Library(paths)
         self._delivery = Delivery(paths, self._store)
+        self.inputs = Inputs(paths.inputs)                  # pictures that come in: keep(file) gives the name that an InitImage holds
         self._extensions = tuple(extensions)
         self._spine = spine
         self._whole_queue = whole_queue
@@ -87,14 +89,16 @@ class Engine:
 
         Names ("" = the settings' choice), sampler and schedule, and seeds of -1 are resolved now; a snapshot of the settings with
         `overrides` (A1111's override_settings) laid over rides along. save: False keeps the pictures in the spool instead of outputs.
-        Raises RequestError for values out of range, NotFoundError for unknown names, BusyError when the queue is full or closed.
+        Raises RequestError for values out of range, NotFoundError for unknown names and for pictures that are not in `inputs`, BusyError
+        when the queue is full or closed.
         """
         if self._closed:
             raise BusyError("Easel is closing; start it again and send the request then.")
         settings = self._settings.snapshot(overrides)
         frozen, warnings = self._freeze(request, settings)
         with self._guard:
-            row = self._store.add("txt2img", frozen.to_json(), as_json_changed(settings), save=save, task_id=task_id, warnings=warnings)
+            row = self._store.add("img2img" if frozen.init else "txt2img", frozen.to_json(), as_json_changed(settings), save=save,
+                                  task_id=task_id, warnings=warnings)
             job = self._handle(row)
         self._worker.wake()
         return job
@@ -201,6 +205,10 @@ class Engine:
         """The request with everything decided: limits checked, names and seeds resolved. And sentences about what was replaced."""
         parameters.check(request)
         request = parameters.normal(request)
+        if request.init is not None:
+            for what, sha256 in (("picture", request.init.image), ("mask", request.init.mask), ("depth map", request.init.depth)):
+                if sha256:
+                    self.inputs.file(sha256, what)
         sampler, scheduler = catalogue.resolve(request.sampler, request.scheduler)
         entry, eta = catalogue.sampler(sampler), request.eta
         if eta is None and entry.eta_option and settings[entry.eta_option] != entry.default_eta:
@@ -247,7 +255,7 @@ class Engine:
             settings=settings, models=self._models(), adapters=None, upscalers=None, styles=self._library.styles(),
             tokenizer=None if self._spine else self._library.tokenizer, encodings=self._library.encodings,
             extensions=self._extensions, progress=job.live, done=done, deliver=self._delivery.deliver(job, settings),
-            wildcards=self._library.wildcards())
+            wildcards=self._library.wildcards(), inputs=self.inputs.image)
         result = self._generate()(request, resources)
         return self._delivery.joined(job, result) if done else result
 

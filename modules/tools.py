@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -287,6 +288,7 @@ class Tools:
     def request(self, values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, api: bool = False) -> Request:
         """A Request from field values as a face got them (texts for numbers are taken); what is not named comes from the settings.
 
+        init: a mapping of InitImage fields, pictures named as `engine.inputs` named them.
         overrides: settings for this request only. api: fields that are not named have the API's defaults where those differ.
         Raises RequestError naming the field, SettingsError.
         """
@@ -375,6 +377,8 @@ def request_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api:
         elif api and row.api_default is not None:
             fields[row.field] = row.api_default
     fields |= {name: dict(values[name]) for name in ("extra", "notes") if name in values}
+    if values.get("init"):
+        fields["init"] = parameters.init_with(values["init"], settings, api=api)
     return Request(**fields)
 
 
@@ -408,11 +412,12 @@ def _record(found: metadata.Metadata) -> tuple[Mapping[str, Any] | None, tuple[s
 
 
 def _request(record: Mapping[str, Any] | None, parsed: infotext.Parsed) -> dict[str, Any]:
-    """Request fields of one picture: by its record where it has a sound one, else by the text."""
+    """Request fields of one picture, those of its init among them: by its record where it has a sound one, else by the text."""
     if record is not None:
         try:
             alone = provenance.alone(record)
-            return {row.field: getattr(alone, row.field) for row in parameters.PARAMETERS}
+            init = {} if alone.init is None else {item.name: getattr(alone.init, item.name) for item in dataclasses.fields(alone.init)}
+            return {**{row.field: getattr(alone, row.field) for row in parameters.PARAMETERS}, **init}
         except WebUIError:
             pass                                            # made by another version: the text is what is left
-    return infotext.fields_of(parsed, defaults=True)
+    return {**infotext.fields_of(parsed, defaults=True), **infotext.init_fields_of(parsed)}

@@ -24,6 +24,7 @@ class Option:
 
 
 MODEL, VAE, SAMPLER, PROMPT = "Model", "VAE", "Sampler parameters", "Prompt"
+PICTURES = "img2img"
 SAVING, PATHS, INFO, PREVIEW, PAGE, API = "Saving images", "Paths for saving", "Infotext", "Live previews", "Page", "API"
 
 OPTIONS = (
@@ -59,6 +60,14 @@ OPTIONS = (
     Option("beta_dist_alpha", 0.6, "Beta scheduler alpha", SAMPLER, minimum=0.01, maximum=1.0),
     Option("beta_dist_beta", 0.6, "Beta scheduler beta", SAMPLER, minimum=0.01, maximum=1.0),
     Option("hide_samplers", (), "Samplers not shown on the page", SAMPLER),
+
+    Option("img2img_fix_steps", False, "Walk all steps, whatever the denoising strength", PICTURES),
+    Option("initial_noise_multiplier", 1.0, "Noise multiplier", PICTURES, minimum=0.0, maximum=1.5),
+    Option("img2img_extra_noise", 0.0, "Extra noise", PICTURES, minimum=0.0, maximum=1.0),
+    Option("img2img_color_correction", False, "Give the result the colours of the picture it began from", PICTURES),
+    Option("img2img_background_color", "#ffffff", "Behind transparent parts of a picture", PICTURES),
+    Option("overlay_inpaint", True, "Paste back what is not masked", PICTURES),
+    Option("inpainting_mask_weight", 1.0, "Conditional mask weight", PICTURES, minimum=0.0, maximum=1.0),
 
     Option("samples_save", True, "Save every picture", SAVING),
     Option("samples_format", "png", "Format of pictures", SAVING, choices=("png", "jpg", "jpeg", "webp")),

@@ -43,6 +43,7 @@ class Paths:
     hashes_file: Path
     cache: Path
     spool: Path
+    inputs: Path
     builtin_models: tuple[Path, ...] = ()
     more_embeddings: tuple[Path, ...] = ()
     notices: tuple[str, ...] = ()
@@ -80,13 +81,13 @@ class Paths:
             extensions=base / "extensions",
             outputs=data / "outputs", database=data / "easel.db", settings_file=data / "settings.json",
             styles_file=data / "styles.csv", hashes_file=data / "cache" / "hashes.json",
-            cache=data / "cache", spool=data / "spool",
+            cache=data / "cache", spool=data / "spool", inputs=data / "inputs",
             builtin_models=tuple(base / "modules" / "demo" / name for name in ("storybook.safetensors", "stand-in.safetensors")),
         )
 
     def make(self) -> None:
         """Create what is missing. Raises SaveError when the data folder cannot be made; model folders may be read-only."""
-        for folder in (self.data, self.outputs, self.cache, self.spool):
+        for folder in (self.data, self.outputs, self.cache, self.spool, self.inputs):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:

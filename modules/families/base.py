@@ -54,6 +54,8 @@ class Framing:
     aesthetic: tuple[float, float] = (6.0, 2.5)
     image: Tensor | None = None
     mask: Tensor | None = None
+    mask_weight: float = 1.0                                # how much of the masked part is not shown, 0..1
+    depth: Tensor | None = None                             # (1, 1, h, w) in latent cells, larger = nearer
     noise_level: int = 20                                   # that the x4 upscaler adds to its picture, 0..350
     noise: Tensor | None = None                             # for it, (1, 3, h, w) of the picture's own seed
 

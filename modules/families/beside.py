@@ -23,7 +23,7 @@ def inpainting(model: Model, framing: Framing) -> Conditioning:
     Rombach et al. 2022, arXiv:2112.10752, 4.5. Without a picture all is a hole.
     """
     image, mask = _image(model, framing), _mask(model, framing)
-    known = image * (mask < 0.5)
+    known = image * (1 - framing.mask_weight * (mask >= 0.5).to(image.dtype))
     return Conditioning(concat=torch.cat((_nearest(mask, framing, model), latent_of(model, known, framing)), dim=1))
 
 
@@ -47,6 +47,17 @@ def scaled_editing(model: Model, framing: Framing) -> Conditioning:
     if framing.image is None:
         return Conditioning(concat=_zeros(model, framing, model.latent.channels))
     return Conditioning(concat=latent_of(model, framing.image, framing))
+
+
+def depths(model: Model, framing: Framing) -> Conditioning:
+    """The depth map stretched to -1..1: concat (1, 1, h, w). Ranftl et al. 2020, arXiv:1907.01341 made those of the training.
+
+    Raises RequestError without one.
+    """
+    if framing.depth is None:
+        raise RequestError("This model redraws a picture by its depth; give it a picture and a depth map of it.", "depth")
+    low, high = framing.depth.amin(), framing.depth.amax()
+    return Conditioning(concat=(2 * (framing.depth.float() - low) / (high - low).clamp(min=1e-6) - 1).to(model.device))
 
 
 def enlarging(model: Model, framing: Framing) -> Conditioning:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from modules.core.errors import CheckpointError, RequestError
+from modules.core.errors import CheckpointError
 from modules.families import beside
 from modules.families.base import Family, Framing, Header, LatentFormat, Model, Weights
 from modules.families.build import assembled, check_parts
@@ -78,7 +78,7 @@ def around(model: Model, framing: Framing) -> Conditioning:
     if model.variant == "upscale":
         return beside.noisy_enlarging(model, framing)
     if model.variant == "depth":
-        raise RequestError("This model redraws a picture by its depth and cannot begin from words alone; give it a picture.", "checkpoint")
+        return beside.depths(model, framing)
     return beside.no_image(model, framing) if model.variant == "unclip" else Conditioning()
 
 

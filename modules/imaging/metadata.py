@@ -94,10 +94,24 @@ def pixels(source: bytes | Path, most_pixels: int = MAX_PIXELS) -> Image.Image:
                 if image.width * image.height > most_pixels:
                     raise ImageMetaError(f"The picture has more than {most_pixels} pixels; make it smaller first.")
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I"):            # 16 bits a pixel, which a plain conversion would cut off at 255
+                    upright = upright.convert("I").point(lambda level: level * (1 / 256)).convert("L")
                 return upright.convert("RGBA" if upright.has_transparency_data else "RGB")
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError, struct.error,
             zlib.error, Image.DecompressionBombError) as error:
         raise ImageMetaError(f"The pixels of this {found.format} file cannot be decoded; it is damaged.") from error
+
+
+def frames(file: bytes) -> int:
+    """How many pictures the file holds; 1 where that cannot be said."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(file), formats=("PNG", "GIF", "WEBP", "AVIF")) as image:
+                return int(getattr(image, "n_frames", 1))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, RuntimeError, struct.error, zlib.error,
+            Image.DecompressionBombError):
+        return 1
 
 
 def pixels_sha256(image: Image.Image) -> str:

@@ -62,7 +62,8 @@ class Delivery:
             job.request.image_format, quality=settings["jpeg_quality"], lossless=settings["webp_lossless"], warn=warn)
 
     def _save(self, job: Job, picture: Picture, file: bytes, settings: Settings) -> Path:
-        root = safe_join(self._paths.data, *relative_components(settings["outdir_samples"] or settings["outdir_txt2img_samples"]))
+        own = settings["outdir_img2img_samples" if job.request.init else "outdir_txt2img_samples"]
+        root = safe_join(self._paths.data, *relative_components(settings["outdir_samples"] or own))
         path = save.save(
             file, root, self._naming(job, picture), pattern=settings["samples_filename_pattern"],
             folders=settings["directories_filename_pattern"] if settings["save_to_dirs"] else "",

@@ -21,7 +21,8 @@ class Job:
     """One submitted request.
 
     id: 16 hex digits. task_id: the name an API client gave it, or None. number: order of arrival. request: frozen, every name and seed
-    resolved. kind: "txt2img". settings: what differed from the default settings at submission. save: False = pictures go to the spool.
+    resolved. kind: "txt2img" or "img2img". settings: what differed from the default settings at submission. save: False = pictures go to
+    the spool.
     """
 
     def __init__(self, row: JobRow, store: Store, load: Load) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -14,18 +15,20 @@ from torch import Tensor, nn
 
 from modules.core.errors import Cancelled, RequestError
 from modules.core.progress import Progress
-from modules.families.base import Framing, Model
+from modules.families.base import Model
 from modules.imaging import convert
 from modules.imaging.metadata import pixels_sha256
 from modules.pipeline import infotext, latents, preview, provenance
+from modules.pipeline.opening import Opening, closed
 from modules.pipeline.plan import Batch, Slot, plan
 from modules.pipeline.request import Picture, Request, Resources, Result
 from modules.pipeline.start import knobs, start
 from modules.prompts import timeline
 from modules.prompts.encode import Encoded, encode_program
 from modules.sampling import catalogue
+from modules.sampling.conditioning import Conditioning
 from modules.sampling.denoise import Relay, denoise
-from modules.sampling.guidance import ConditioningAt
+from modules.sampling.guidance import ConditioningAt, PictureTexts
 from modules.sampling.prediction import Prediction
 
 log = logging.getLogger("easel.pipeline")
@@ -41,28 +44,29 @@ def generate(request: Request, resources: Resources) -> Result:
     batches = list(plan(request, resources.styles, resources.extensions, resources.done, resources.wildcards))
     pictures: list[Picture] = []
     progress.at(stage="loading", batches=len(batches), steps=request.steps)
-    with Refiner(request, resources) as refiner:
+    opening = Opening(request, resources.inputs)
+    with Refiner(request, resources, opening) as refiner:
         for number, batch in enumerate(batches):
             if progress.interrupted:
                 break
             with resources.models.borrow(request.checkpoint, request.vae, request.prediction) as model:
                 progress.at(stage="sampling", batch=number, step=0)
                 try:
-                    pictures += [resources.deliver(picture) for picture in compute(batch, model, refiner, resources)]
+                    pictures += [resources.deliver(picture) for picture in compute(batch, model, refiner, resources, opening)]
                 except Cancelled:                           # before this batch's first step: there is nothing to show of it
                     log.info("Batch %d of %d was stopped before its first step.", number + 1, len(batches))
                 progress.unskip()
     if not pictures and progress.interrupted:
         raise Cancelled("Stopped by the user before the first picture.")
     return Result(request=request, pictures=tuple(pictures), warnings=(
-        *unused(batches), *dict.fromkeys(warning for picture in pictures for warning in picture.warnings)))
+        *opening.notices, *unused(batches), *dict.fromkeys(warning for picture in pictures for warning in picture.warnings)))
 
 
 class Refiner:
     """The request's second checkpoint, borrowed when its first batch wants it and kept to the job's end."""
 
-    def __init__(self, request: Request, resources: Resources) -> None:
-        self._request, self._resources = request, resources
+    def __init__(self, request: Request, resources: Resources, opening: Opening) -> None:
+        self._request, self._resources, self._opening = request, resources, opening
         self._stack = contextlib.ExitStack()
         self.model: Model | None = None
 
@@ -86,17 +90,17 @@ class Refiner:
             if self.model.latent.channels != model.latent.channels:
                 raise RequestError(f"The refiner {model_name(self.model)} works on other latents than {model_name(model)}; choose another.",
                                    "refiner")
-            told = texts_of(batch, self.model, self._resources)
+            told = texts_of(batch, self.model, self._resources, self._opening)
             work.enter_context(self.model.at_work(self.model.unet))
             return self.model.unet, self.model.prediction, lambda call: [texts.at(call) for texts in told]
 
         return Relay(until, take)
 
 
-def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources) -> list[Picture]:
+def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources, opening: Opening) -> list[Picture]:
     """The pictures of one batch, finished but not delivered. Raises Cancelled when stopped before the first step."""
-    told = texts_of(batch, model, resources)
-    begin = start(batch, model)
+    told = texts_of(batch, model, resources, opening)
+    begin = start(batch, model, opening)
     progress = resources.progress
     progress.at(steps=len(begin.sigmas) - 1)
     on_step = watcher(model, batch.request, progress)
@@ -104,25 +108,51 @@ def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources) 
         work.enter_context(model.at_work(model.unet))
         done = denoise(
             model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
-            conditioning_at=lambda call: [texts.at(call) for texts in told], noise=begin.noise,
+            conditioning_at=told_at(told, model, opening), noise=begin.noise, image_cfg_scale=opening.image_cfg_scale,
             cfg_scale=batch.request.cfg_scale, guided_model=model.guided, relay=refiner.relay(batch, model, work),
-            knobs=knobs(batch.request), on_step=on_step, check=progress.check)
+            knobs=knobs(batch.request), wraps=[begin.mask.wrap] if begin.mask else [], on_step=on_step, check=progress.check)
     progress.at(stage="decoding")
     with model.at_work(model.vae):
-        pixels = latents.decode(model, done.latent)
-    return [picture_of(slot, batch.request, model, refiner.model, one, done.complete)
-            for slot, one in zip(batch.slots, pixels.split(1), strict=True)]
+        pixels = latents.decode(model, begin.mask.ended(done.latent) if begin.mask else done.latent)
+    found, init = opening.of(model), batch.request.init
+    images = (convert.to_images(one.float().cpu())[0] for one in pixels.split(1))
+    return [picture_of(slot, batch.request, model, refiner.model, closed(one, found, init) if found and init else one, done.complete)
+            for slot, one in zip(batch.slots, images, strict=True)]
 
 
-def texts_of(batch: Batch, model: Model, resources: Resources) -> list[Encoded]:
+def texts_of(batch: Batch, model: Model, resources: Resources, opening: Opening) -> list[Encoded]:
     """What the model is told of each picture: its texts, and beside them what its family wants to know."""
     with model.at_work(*model.text):
         told = [encode(batch.request, slot, model, resources) for slot in batch.slots]
-    family, framing = model.family, Framing(width=batch.request.width, height=batch.request.height)
+    each = batch.slots if model.variant == "upscale" else batch.slots[:1]       # its noise on the picture is each seed's own
+    beside = [around(slot, model, opening) for slot in each]
+    beside = beside * len(told) if len(each) == 1 else beside
+    return [texts.beside(*more) if more[0] else texts for texts, more in zip(told, beside, strict=True)]
+
+
+def around(slot: Slot, model: Model, opening: Opening) -> tuple[list[Conditioning], list[Conditioning]]:
+    """What the model's family wants to know of this picture beside prompt and negative prompt."""
+    family, framing = model.family, opening.framing(model, slot)
     with model.at_work(*([model.vae] if model.variant else [])):
-        around = [family.around(model, framing)] if family.around else []
-    prompt, negative = ([*around, family.beside(model, framing, which)] if family.beside else around for which in (False, True))
-    return [texts.beside(prompt, negative) for texts in told] if prompt else told
+        shown = [family.around(model, framing)] if family.around else []
+    prompt, negative = ([*shown, family.beside(model, framing, which)] if family.beside else shown for which in (False, True))
+    return prompt, negative
+
+
+def told_at(told: Sequence[Encoded], model: Model, opening: Opening) -> ConditioningAt:
+    """The texts of all pictures at a call; for models that edit a picture with a third, the negative prompt without the picture."""
+    if model.variant != "edit" or opening.init is None:
+        return lambda call: [texts.at(call) for texts in told]
+    blanks: dict[int, Conditioning] = {}                    # one for each negative text, so that equal calls are seen as equal
+
+    def at(call: int) -> list[PictureTexts]:
+        pairs = [texts.at(call) for texts in told]
+        for _, negative in pairs:
+            if id(negative) not in blanks and negative.concat is not None:
+                blanks[id(negative)] = dataclasses.replace(negative, concat=torch.zeros_like(negative.concat))
+        return [(parts, negative, blanks[id(negative)]) for parts, negative in pairs]
+
+    return at
 
 
 def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> Encoded:
@@ -151,13 +181,13 @@ def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int
     return on_step
 
 
-def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None, pixels: Tensor, complete: bool) -> Picture:
+def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None, image: Image.Image, complete: bool) -> Picture:
     """One picture with its text and its record."""
-    image = convert.to_images(pixels.float().cpu())[0]
     facts = infotext.Facts(
         seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
         model_name=model_name(model), model_hash=model.sha256[:10], vae_name=model.vae_name, vae_hash=model.vae_sha256[:10],
-        refiner=f"{model_name(refiner)} [{refiner.sha256[:10]}]" if refiner else "", notes=notes_of(slot))
+        refiner=f"{model_name(refiner)} [{refiner.sha256[:10]}]" if refiner else "",
+        notes={**notes_of(slot), **told_beside(request, model)})
     return Picture(
         index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt, image=image,
         infotext=infotext.write(request, facts), record=record_of(slot, request, model, refiner, image, complete), complete=complete)
@@ -167,6 +197,16 @@ def notes_of(slot: Slot) -> dict[str, str]:
     """What only this picture's text says: what its words were chosen from, under the labels that the field's tools know."""
     pairs = {"Template": slot.template, "Negative Template": slot.negative_template}
     return {label: text for label, text in pairs.items() if text}
+
+
+def told_beside(request: Request, model: Model) -> dict[str, Any]:
+    """What the text says of an init that only this kind of model looks at."""
+    init = request.init
+    if init is None:
+        return {}
+    values = {"edit": ("Image CFG scale", init.image_cfg_scale), "inpaint": ("Conditional mask weight", init.inpainting_mask_weight),
+              "upscale": ("Upscaler noise level", init.noise_level)}
+    return dict([values[model.variant]]) if model.variant in values else {}
 
 
 def record_of(slot: Slot, request: Request, model: Model, refiner: Model | None, image: Image.Image, complete: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modules.core.errors import PromptError, WebUIError
-from modules.pipeline import old_texts, parameters
+from modules.pipeline import init_text, old_texts, parameters
 from modules.pipeline.request import Request
 from modules.prompts import grammar
 from modules.sampling import catalogue
@@ -86,6 +86,7 @@ def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
         "Sampler": request.sampler,
         "Schedule type": schedule,
         "CFG scale": request.cfg_scale,
+        "Image CFG scale": None,                            # facts.notes, where the model looks at it
         "Seed": facts.seed,
         "Size": f"{request.width}x{request.height}",
         "Model hash": facts.model_hash or None,
@@ -95,12 +96,15 @@ def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
         "Variation seed": facts.subseed if varied else None,
         "Variation seed strength": request.subseed_strength if varied else None,
         "Seed resize from": f"{request.seed_resize_from_w}x{request.seed_resize_from_h}" if resized else None,
+        "Denoising strength": request.init.denoising_strength if request.init else None,
+        "Conditional mask weight": None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": request.eta_noise_seed_delta if entry.uses_ensd and request.eta_noise_seed_delta and request.eta != 0 else None,
         "RNG": "CPU" if request.randn_source == "CPU" else "NV",
         "Refiner": facts.refiner or None,
         "Refiner switch at": request.refiner_switch_at if facts.refiner else None,
     }
+    pairs |= init_text.pairs(request.init) if request.init else {}
     for key, value in {**request.notes, **facts.notes}.items():
         if is_key(key) and key not in ("Version", "User"):
             pairs[key] = value                              # a key that stands above keeps its place
@@ -319,6 +323,11 @@ def fields_of(parsed: Parsed, *, defaults: bool = False) -> dict[str, Any]:
     """
     values = {"prompt": parsed.prompt, "negative_prompt": parsed.negative_prompt, **_translated(parsed)[0]}
     return {**TAKEN_AS_GIVEN, **values} if defaults else values
+
+
+def init_fields_of(parsed: Parsed) -> dict[str, Any]:
+    """InitImage fields that the text gives; {} for a picture that began from noise."""
+    return init_text.fields_of(parsed.fields)
 
 
 def leftovers(parsed: Parsed) -> dict[str, str]:

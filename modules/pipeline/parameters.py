@@ -9,13 +9,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from modules.core.errors import PromptError, RequestError
-from modules.pipeline.request import Request
-
-Kind = Literal["int", "float", "bool", "str", "text", "choice", "list"]
+from modules.pipeline.init_parameters import INIT as INIT
+from modules.pipeline.parameter import Kind, Parameter
+from modules.pipeline.request import InitImage, Request
 
 MAX_SEED = 2**64 - 1
 MAX_TEXT = 64 * 1024                                        # bytes of UTF-8 in one prompt
@@ -24,34 +23,6 @@ MAX_EXTRA = 256 * 1024                                      # bytes of JSON in `
 MAX_PIXELS_AT_ONCE = 2**26                                  # width * height * batch_size
 MAX_PIXEL_STEPS = 10**12                                    # width * height * batch_size * n_iter * steps
 SEED_RESIZE = ("seed_resize_from_w", "seed_resize_from_h")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
-    """One field of Request.
-
-    infotext: A1111's label ("" = has none; `Size-1` = the first number of `Size`); also: labels that are read, too.
-    minimum, maximum: the limits of `check`; shown: the narrower range of a slider; step: of that slider.
-    choices: the catalogue's name ("samplers", "schedulers", "checkpoints", "vaes", "styles") or the values themselves.
-    api_name: the field of /sdapi/v1 ("" = none); api_default: None = as in Request.
-    setting: the option key that gives the default and that override_settings may carry ("" = none).
-    """
-
-    field: str
-    label: str
-    kind: Kind
-    section: str
-    help: str
-    infotext: str = ""
-    also: tuple[str, ...] = ()
-    minimum: float | None = None
-    maximum: float | None = None
-    shown: tuple[float, float] | None = None
-    step: float | None = None
-    choices: str | tuple[str, ...] = ""
-    api_name: str = ""
-    api_default: Any = None
-    setting: str = ""
 
 
 def _row(field: str, label: str, kind: Kind, section: str, help: str, **more: Any) -> Parameter:
@@ -137,8 +108,8 @@ PARAMETERS: tuple[Parameter, ...] = (
 
 
 def by_field(name: str) -> Parameter:
-    """The row of a Request field. Raises RequestError if there is none."""
-    for row in PARAMETERS:
+    """The row of a field of Request or InitImage. Raises RequestError if there is none."""
+    for row in (*PARAMETERS, *INIT):
         if row.field == name:
             return row
     raise RequestError(f"A request has no field “{name}”.", field=name)
@@ -250,6 +221,22 @@ def _names(value: Any) -> tuple[str, ...] | None:
     return None
 
 
+def init_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api: bool = False) -> InitImage:
+    """An InitImage of field values as a face got them; what is not named comes from the settings as far as these know it.
+
+    api: the rest has the API's defaults where those differ. Raises RequestError naming the field.
+    """
+    fields = {name: values[name] for name in ("image", "mask", "depth") if values.get(name)}
+    for row in INIT:
+        if values.get(row.field) is not None:
+            fields[row.field] = coerce(row, values[row.field])
+        elif row.setting in settings:
+            fields[row.field] = coerce(row, settings[row.setting])
+        elif api and row.api_default is not None:
+            fields[row.field] = row.api_default
+    return InitImage(**fields)
+
+
 # ---- one form for equal requests, and the limits
 
 def normal(request: Request) -> Request:
@@ -266,7 +253,21 @@ def normal(request: Request) -> Request:
         value = changes.get(row.field, getattr(request, row.field))
         if row.kind == "float" and _is_int(value) and abs(value) < 2**53:
             changes[row.field] = float(value)
+    if request.init is not None:
+        changes["init"] = _normal_init(request.init)
     return dataclasses.replace(request, **changes)
+
+
+def _normal_init(init: InitImage) -> InitImage:
+    """What only a mask gives a meaning has its default where there is none; floats are floats."""
+    changes: dict[str, Any] = {}
+    for row in INIT:
+        value = getattr(init, row.field)
+        if row.section == "mask" and not init.mask:
+            changes[row.field] = getattr(InitImage(), row.field)
+        elif row.kind == "float" and _is_int(value):
+            changes[row.field] = float(value)
+    return dataclasses.replace(init, **changes)
 
 
 def check(request: Request) -> None:
@@ -276,6 +277,8 @@ def check(request: Request) -> None:
     """
     for row in PARAMETERS:
         check_value(row, getattr(request, row.field))
+    if request.init is not None:
+        _check_init(request.init)
     if 0 < request.schedule_sigma_max <= request.schedule_sigma_min:
         raise RequestError(f"Schedule min sigma ({request.schedule_sigma_min:g}) must be below Schedule max sigma "
                            f"({request.schedule_sigma_max:g}).", field="schedule_sigma_min")
@@ -289,6 +292,20 @@ def check(request: Request) -> None:
     if at_once * request.n_iter * request.steps > MAX_PIXEL_STEPS:
         raise RequestError(f"{request.n_iter} batches of {request.batch_size} pictures with {request.steps} steps are more work than "
                            f"one job may be; ask for fewer pictures or steps.", field="n_iter")
+
+
+def _check_init(init: InitImage) -> None:
+    for row in INIT:
+        check_value(row, getattr(init, row.field))
+    for name in ("image", "mask", "depth"):
+        digest = getattr(init, name)
+        if not isinstance(digest, str) or (digest and not (len(digest) == 64 and set(digest) <= set("0123456789abcdef"))):
+            raise RequestError(f"“{name}” names a picture by 64 hexadecimal digits, not by {_show(digest)}.", field=name)
+    if not init.image:
+        raise RequestError("There is no picture to begin from; give one.", field="image")
+    colour = init.img2img_background_color
+    if not (len(colour) == 7 and colour[0] == "#" and set(colour[1:].lower()) <= set("0123456789abcdef")):
+        raise RequestError(f"Background colour must be like #ffffff, not {_show(colour)}.", field="img2img_background_color")
 
 
 def check_value(parameter: Parameter, value: Any) -> None:

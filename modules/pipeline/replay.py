@@ -157,6 +157,11 @@ def _record_differences(old: Mapping[str, Any], new: Mapping[str, Any], asked: R
         before, after = getattr(wanted, row.field), getattr(got, row.field)
         if row.field not in NAMES and before != after:
             yield f"setting: {row.field}", f"{row.label} was {before!r} and is {after!r}"
+    if wanted.init and got.init:
+        for row in parameters.INIT:
+            before, after = getattr(wanted.init, row.field), getattr(got.init, row.field)
+            if before != after:
+                yield f"setting: {row.field}", f"{row.label} was {before!r} and is {after!r}"
     yield from _file_differences(old, new)
     yield from _pair_differences("library", old.get("libraries"), new.get("libraries"))
     for part in ("device", "dtype", "layers"):

@@ -7,12 +7,56 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modules.core.errors import RequestError
+from modules.core.errors import NotFoundError, RequestError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from modules.core.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitImage:
+    """What a picture is begun from instead of noise alone. Labels, ranges and API names: pipeline/init_parameters.py.
+
+    image, mask, depth: SHA-256 of pictures in the store of incoming pictures (jobs/inputs.py); "" = none.
+    """
+
+    image: str = ""
+    mask: str = ""                                          # white = painted anew; as large as the picture
+    depth: str = ""                                         # for models that are told depth: light = near
+    denoising_strength: float = 0.75                        # 0..1: how far up the ladder of noise it is entered
+    img2img_fix_steps: bool = False                         # all steps are walked, on a longer ladder
+    resize_mode: int = 0                                    # 0 stretch, 1 crop, 2 fill, 3 stretch the latent
+    mask_blur_x: int = 4                                    # pixels, standard deviation
+    mask_blur_y: int = 4
+    mask_round: bool = True                                 # a latent cell is painted anew or kept
+    inpainting_mask_invert: bool = False
+    inpainting_fill: int = 1                                # 0 fill, 1 original, 2 latent noise, 3 latent nothing
+    inpaint_full_res: bool = False                          # only the masked part is drawn, at the full size
+    inpaint_full_res_padding: int = 32                      # pixels around that part
+    soft_inpainting: bool = False                           # a grey of the mask says in which share of the steps a place may change
+    initial_noise_multiplier: float = 1.0
+    img2img_extra_noise: float = 0.0
+    img2img_color_correction: bool = False
+    img2img_background_color: str = "#ffffff"               # behind what is transparent
+    overlay_inpaint: bool = True                            # what was not masked is pasted back
+    inpainting_mask_weight: float = 1.0                     # how much of the masked part inpainting models are not shown
+    image_cfg_scale: float = 1.5                            # of models that edit pictures
+    noise_level: int = 20                                   # that the x4 upscaler adds to its picture, 0..350
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from a default `InitImage()`."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if getattr(self, item.name) != item.default}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> InitImage:
+        """Raises RequestError for a field that it has not."""
+        names = {item.name for item in dataclasses.fields(InitImage)}
+        for name in values:
+            if name not in names:
+                raise RequestError(f"An init picture has no field “{name}”; it was made by another version of Easel.", field=name)
+        return InitImage(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +104,7 @@ class Request:
     sgm_noise_multiplier: bool = False
     deterministic: bool = False                             # one picture at a time: bit-identical in any batch
     image_format: str = "png"                               # png, jpg, webp
+    init: InitImage | None = None                           # None = from noise alone
     extra: Mapping[str, Any] = field(default_factory=dict)  # values of extensions' controls, by extension name
     notes: Mapping[str, Any] = field(default_factory=dict)  # extra infotext pairs
 
@@ -70,7 +115,7 @@ class Request:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if value != getattr(plain, item.name):
-                out[item.name] = list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+                out[item.name] = _as_json(value)
         return out
 
     @staticmethod
@@ -81,7 +126,21 @@ class Request:
             if name not in names:
                 raise RequestError(f"A request has no field “{name}”; it was made by another version of Easel.", field=name)
         given: dict[str, Any] = {name: tuple(value) if name == "styles" else value for name, value in values.items()}
+        if given.get("init") is not None:
+            if not isinstance(given["init"], Mapping):
+                raise RequestError("The init picture of a request must be a map of names to values.", field="init")
+            given["init"] = InitImage.from_json(given["init"])
         return Request(**given)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, InitImage):
+        return value.to_json()
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+
+
+def _no_pictures(sha256: str) -> Any:
+    raise NotFoundError(f"The picture {sha256[:10]}… that this request begins from is not here; give it again.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +180,7 @@ class Resources:
     deliver: saves one picture and commits it to the store, and returns it with `file`, `sha256` and `path` filled.
     done: indices already delivered (a job that is taken up again).
     wildcards: a prompts.wildcards.Source, None = there are no files.
+    inputs: the picture of this SHA-256 that came in with the request; raises NotFoundError.
     """
 
     settings: Mapping[str, Any]
@@ -135,3 +195,4 @@ class Resources:
     done: frozenset[int]
     deliver: Callable[[Picture], Picture]
     wildcards: Any = None
+    inputs: Callable[[str], Image.Image] = _no_pictures

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from modules.core.errors import PromptError, RequestError
 from modules.core.options import OPTIONS
 from modules.pipeline import parameters
+from modules.pipeline.init_parameters import INIT
 from modules.pipeline.parameters import PARAMETERS, by_api_name, by_field, by_setting, check, coerce, normal, number
-from modules.pipeline.request import Request
+from modules.pipeline.request import InitImage, Request
 
 NUMBERS = [row for row in PARAMETERS if row.kind in ("int", "float")]
 INTEGERS = [row for row in PARAMETERS if row.kind == "int"]
@@ -25,8 +26,20 @@ def rows(some):
 
 
 def test_every_field_of_a_request_has_one_row_but_the_two_open_maps():
-    fields = [item.name for item in dataclasses.fields(Request) if item.name not in ("extra", "notes")]
+    fields = [item.name for item in dataclasses.fields(Request) if item.name not in ("extra", "notes", "init")]
     assert sorted(fields) == sorted(row.field for row in PARAMETERS)
+
+
+def test_every_field_of_an_init_has_one_row_but_its_pictures():
+    fields = [item.name for item in dataclasses.fields(InitImage) if item.name not in ("image", "mask", "depth")]
+    assert sorted(fields) == sorted(row.field for row in INIT)
+    assert not {row.field for row in INIT} & {row.field for row in PARAMETERS}
+
+
+@pytest.mark.parametrize("key", [row.setting for row in INIT if row.setting])
+def test_every_setting_of_an_init_is_an_option_with_its_default(key):
+    row = next(row for row in INIT if row.setting == key)
+    assert {option.key: option.default for option in OPTIONS}[key] == getattr(InitImage(), row.field)
 
 
 def test_the_default_request_passes_and_is_in_normal_form():
