@@ -26,6 +26,7 @@ from modules.jobs.lock import Lock
 from modules.jobs.store import JobRow, Store
 from modules.jobs.worker import Worker
 from modules.pipeline import parameters
+from modules.pipeline.extension import Entry, resolved
 from modules.pipeline.request import Request, Resources, Result
 from modules.sampling import catalogue
 from modules.tools import Library, Tools, request_with
@@ -34,6 +35,7 @@ __all__ = ["Engine", "Job", "Library", "request_with"]     # what faces may take
 
 log = logging.getLogger("easel.engine")
 Spine = Callable[[Request, Resources], Result]
+Finder = Callable[[Mapping[str, Any]], Sequence[Entry]]     # settings -> extensions
 SEEDS = 4294967294                                          # a drawn seed lies in 0..4294967293, as the field has always drawn it
 PRUNE_EVERY = 200                                           # jobs between two tidyings of the table
 
@@ -41,13 +43,13 @@ PRUNE_EVERY = 200                                           # jobs between two t
 class Engine:
     """All that outlives a request.
 
-    paths: where things lie. extensions: values handed to the pipeline. whole_queue: False = leave alone what waits from earlier runs (the
-    command line does). spine: another function in place of pipeline.generate, for tests of faults. address: where a server will answer.
-    deterministic: every request is made one picture at a time.
+    paths: where things lie. extensions: given the settings, what extension_loader.load finds. whole_queue: False = leave alone what waits
+    from earlier runs (the command line does). spine: another function in place of pipeline.generate, for tests of faults. address: where a
+    server will answer. deterministic: every request is made one picture at a time.
     Raises BusyError when another Easel holds the data folder, SaveError when it cannot be written.
     """
 
-    def __init__(self, paths: Paths, *, extensions: Sequence[Any] = (), whole_queue: bool = True, spine: Spine | None = None,
+    def __init__(self, paths: Paths, *, extensions: Finder = lambda settings: (), whole_queue: bool = True, spine: Spine | None = None,
                  address: str = "", deterministic: bool = False) -> None:
         self.paths = paths
         paths.make()
@@ -59,10 +61,12 @@ class Engine:
             raise
         self._lock.announce(address)
         self._settings = SettingsFile(paths.settings_file)
+        self._extensions = tuple(extensions(self._settings.snapshot()))
+        self._options = tuple(option for entry in self._extensions for option in entry.options)
+        self._settings.join(self._options)
         self._library = Library(paths)
         self._delivery = Delivery(paths, self._store)
         self.inputs = Inputs(paths.inputs)                  # pictures that come in: keep(file) gives the name that an InitImage holds
-        self._extensions = tuple(extensions)
         self._spine = spine
         self._whole_queue = whole_queue
         self._deterministic = deterministic
@@ -79,7 +83,8 @@ class Engine:
             log.warning("%s", notice)
         self.recovered = self._recover()                    # ids of jobs under which the program died, now interrupted or parked
         self._worker = Worker(self._claim, self._finish, self._run)
-        self.tools = Tools(paths, self._settings, self._library, self._store, self._delivery, self.submit, self._model_chosen)
+        self.tools = Tools(paths, self._settings, self._library, self._store, self._delivery, self.submit, self._model_chosen,
+                           self._extensions)
         self._worker.start()
 
     # ---- jobs
@@ -219,6 +224,7 @@ class Engine:
             vae=self._library.choose_vae(request.vae or settings["sd_vae"]), refiner=self._library.choose_refiner(request.refiner),
             seed=request.seed if request.seed >= 0 else secrets.randbelow(SEEDS), subseed=_subseed(request),
             deterministic=request.deterministic or self._deterministic,
+            extra=resolved(self._extensions, request.extra, settings),
         ), warnings
 
     def _handle(self, row: JobRow) -> Job:
@@ -249,12 +255,14 @@ class Engine:
     def _run(self, job: Job) -> Result:
         """One job in the worker's thread: its resources filled, the spine called, earlier pictures of a resumed job joined in."""
         done = self._delivery.done(job)
-        settings = Settings(job.settings)
+        table = self._settings.snapshot().table             # an extension may have gone since, and its settings with it
+        settings = Settings({key: value for key, value in job.settings.items() if key in table}, self._options)
         request = job.request
         resources = Resources(
             settings=settings, models=self._models(), adapters=None, upscalers=None, styles=self._library.styles(),
             tokenizer=None if self._spine else self._library.tokenizer, encodings=self._library.encodings,
-            extensions=self._extensions, progress=job.live, done=done, deliver=self._delivery.deliver(job, settings),
+            extensions=tuple(entry.extension for entry in self._extensions if entry.extension),
+            progress=job.live, done=done, deliver=self._delivery.deliver(job, settings),
             wildcards=self._library.wildcards(), inputs=self.inputs.image)
         result = self._generate()(request, resources)
         return self._delivery.joined(job, result) if done else result

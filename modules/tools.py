@@ -14,7 +14,6 @@ from typing import Any
 
 from modules.core.errors import CheckpointError, NotFoundError, RequestError, SettingsError, WebUIError
 from modules.core.hashing import Hashes
-from modules.core.options import BY_KEY
 from modules.core.paths import Paths
 from modules.core.settings import Settings, SettingsFile, as_json, option
 from modules.imaging import metadata
@@ -23,6 +22,7 @@ from modules.jobs.job import Job
 from modules.jobs.store import JobRow, Store
 from modules.model_facts import ModelInfo, NativeSizes, info
 from modules.pipeline import infotext, parameters, provenance
+from modules.pipeline.extension import Entry, of_text, pasted
 from modules.pipeline.request import Request, Result
 from modules.prompts import styles, wildcards
 from modules.sampling import catalogue
@@ -173,7 +173,8 @@ class Tools:
     """The engine's named questions; see each docstring. Made by the engine."""
 
     def __init__(self, paths: Paths, settings: SettingsFile, library: Library, store: Store, delivery: Delivery,
-                 submit: Callable[..., Job], model_chosen: Callable[[], None]) -> None:
+                 submit: Callable[..., Job], model_chosen: Callable[[], None],
+                 extensions: tuple[Entry, ...] = ()) -> None:
         self._paths = paths
         self._settings = settings
         self._library = library
@@ -181,8 +182,17 @@ class Tools:
         self._delivery = delivery
         self._submit = submit
         self._model_chosen = model_chosen
+        self._extensions = extensions
 
     # ---- lists
+
+    def extensions(self) -> tuple[Entry, ...]:
+        """What was found in the folders of extensions; those that work in the order in which they are asked."""
+        return self._extensions
+
+    def extra_of_text(self, fields: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+        """The values of extensions' controls that the labels of a text name, as Request.extra has them."""
+        return of_text(self._extensions, pasted(self._extensions, fields))
 
     def samplers(self) -> tuple[catalogue.SamplerEntry, ...]:
         """In the menu's order; each has name, aliases and `api_options`."""
@@ -269,9 +279,10 @@ class Tools:
         Raises SettingsError for unknown keys and values that do not fit, NotFoundError for a checkpoint or VAE that does not exist.
         """
         wanted = {key: value for key, value in changes.items() if key != "sd_checkpoint_hash"}
+        table = self.settings().table
         for key in wanted:
-            option(key)
-        kept_out = [key for key in wanted if remote and BY_KEY[key].restricted]
+            option(key, table)
+        kept_out = [key for key in wanted if remote and table[key].restricted]
         wanted = {key: value for key, value in wanted.items() if key not in kept_out}
         if wanted.get("sd_model_checkpoint"):
             if not isinstance(wanted["sd_model_checkpoint"], str):
@@ -344,7 +355,7 @@ class Tools:
 
     def warnings(self) -> tuple[str, ...]:
         """Sentences about the start, e.g. a settings file or a list of model folders that could not be read."""
-        return (*self._settings.warnings, *self._paths.notices)
+        return (*self._settings.warnings, *self._paths.notices, *(entry.trouble for entry in self._extensions if entry.trouble))
 
     def page_defaults(self, tab: str) -> Mapping[str, Any]:
         """Request fields that the user's own list of defaults for a tab gives other values; what does not fit is left out."""

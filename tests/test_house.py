@@ -14,11 +14,11 @@ FLOORS = (
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 FACES = {"webui", "cli"}
-FACES_MAY = {"engine", "errands", "client", "core", "pipeline.request", "pipeline.parameters", "pipeline.infotext", "pipeline.extension", "imaging.metadata"}
+FACES_MAY = {"engine", "extension_loader", "errands", "client", "core", "pipeline.request", "pipeline.parameters", "pipeline.infotext", "pipeline.extension", "imaging.metadata"}
 TORCH_FREE = (
     "core.errors", "core.paths", "core.files", "core.options", "core.settings", "core.hardware", "core.hashing", "core.progress",
     "pipeline.request", "pipeline.parameters", "pipeline.infotext", "pipeline.provenance", "imaging.metadata", "prompts.grammar",
-    "sampling.catalogue", "jobs.store", "engine", "errands", "client", "cli",
+    "sampling.catalogue", "jobs.store", "engine", "extension_loader", "pipeline.extension", "errands", "client", "cli",
 )
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -206,7 +207,8 @@ class Server:
     def _make_engine(self) -> Any:
         # Behind the open port, so that the shell answers first.
         from modules.engine import Engine
-        engine = Engine(self.paths, address=self.address)
+        from modules.extension_loader import load
+        engine = Engine(self.paths, address=self.address, extensions=partial(load, self.paths, disable=self.flags.disable_extensions))
         engine.note("page", "loading")
         engine.warm()
         return engine

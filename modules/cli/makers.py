@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -16,6 +17,7 @@ from modules.core.paths import Paths
 from modules.core.settings import SettingsFile
 from modules.engine import Engine, Library, request_with
 from modules.errands import serving
+from modules.extension_loader import load
 
 LOOK = 0.1                                                  # seconds between two progress lines
 ENDING = 2.0                                                # seconds that a cancelled job has to end by itself
@@ -52,7 +54,7 @@ def maker(server: str | None, auth: str | None, paths: Paths) -> Iterator[Maker]
             yield _Remote(client, None)
         return
     try:
-        engine = Engine(paths, whole_queue=False)
+        engine = Engine(paths, whole_queue=False, extensions=partial(load, paths))
     except BusyError:
         address = serving(paths)
         if not address:

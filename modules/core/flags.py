@@ -62,6 +62,7 @@ class Flags:
     embeddings_dir: str | None = None
     torch_index: str | None = None
     deterministic: bool = False
+    disable_extensions: str = "none"                        # none, extra (only built-in ones are loaded), all
     log_level: str = "warning"
 
     @property
@@ -96,6 +97,9 @@ def parser() -> argparse.ArgumentParser:
     rest = made.add_argument_group("the rest")
     rest.add_argument("--torch-index", metavar="URL", help="take torch from this package index, not from the one chosen here")
     rest.add_argument("--deterministic", action="store_true", help="one picture at a time, bit-identical on the same machine")
+    rest.add_argument("--disable-extra-extensions", dest="disable_extensions", action="store_const", const="extra", default="none",
+                      help="load only the extensions that come with Easel")
+    rest.add_argument("--disable-all-extensions", dest="disable_extensions", action="store_const", const="all", help="load no extension")
     rest.add_argument("--log-level", choices=LEVELS, default="warning", help="what to print (default: warning)")
     return made
 

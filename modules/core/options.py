@@ -23,6 +23,7 @@ class Option:
     restricted: bool = False
 
 
+EXTENSIONS = "Extensions"
 MODEL, VAE, SAMPLER, PROMPT = "Model", "VAE", "Sampler parameters", "Prompt"
 PICTURES = "img2img"
 SAVING, PATHS, INFO, PREVIEW, PAGE, API = "Saving images", "Paths for saving", "Infotext", "Live previews", "Page", "API"
@@ -118,6 +119,10 @@ OPTIONS = (
     Option("send_seed", True, "Send the seed along to another tab", PAGE),
     Option("send_size", True, "Send the size along to another tab", PAGE),
     Option("interrupt_after_current", False, "Interrupt after the current picture", PAGE),
+
+    Option("disabled_extensions", (), "Folders of extensions that are not loaded", EXTENSIONS, restricted=True),
+    Option("disable_all_extensions", "none", "Load no extensions (extra = only built-in ones)", EXTENSIONS,
+           choices=("none", "extra", "all"), restricted=True),
 
     Option("api_enable_requests", False, "Let the API fetch pictures by address", API, restricted=True),
     Option("api_forbid_local_requests", True, "Never fetch from this machine or its network", API, restricted=True),

@@ -6,14 +6,14 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from modules.core.errors import SettingsError
 from modules.core.files import write_atomically
-from modules.core.options import BY_KEY, OPTIONS, Option
+from modules.core.options import BY_KEY, Option
 
 LONGEST_TEXT = 65536                                        # bytes of UTF-8 in one value
 
@@ -21,10 +21,15 @@ LONGEST_TEXT = 65536                                        # bytes of UTF-8 in 
 class Settings(Mapping[str, Any]):
     """A value for every option, by A1111's key. Never changes; `with_` gives another."""
 
-    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
-        """values: key -> value, coerced. Raises SettingsError for an unknown key or a value that does not fit."""
-        given = {key: coerce(key, value) for key, value in (values or {}).items()}
-        self._values = MappingProxyType({option.key: given.get(option.key, option.default) for option in OPTIONS})
+    def __init__(self, values: Mapping[str, Any] | None = None, more: Sequence[Option] = ()) -> None:
+        """values: key -> value, coerced. more: options of extensions.
+
+        Raises SettingsError for an unknown key or a value that does not fit.
+        """
+        self._more = tuple(more)
+        self.table = MappingProxyType({**BY_KEY, **{option.key: option for option in more}})
+        given = {key: coerce(key, value, self.table) for key, value in (values or {}).items()}
+        self._values = MappingProxyType({key: given.get(key, option.default) for key, option in self.table.items()})
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
@@ -40,28 +45,28 @@ class Settings(Mapping[str, Any]):
 
     def changed(self) -> dict[str, Any]:
         """What differs from the defaults."""
-        return {option.key: self[option.key] for option in OPTIONS if self[option.key] != option.default}
+        return {key: self[key] for key, option in self.table.items() if self[key] != option.default}
 
     def with_(self, changes: Mapping[str, Any], *, restricted: bool = False) -> Settings:
         """These settings with others laid over. Restricted keys are passed over in silence unless `restricted` allows them."""
-        allowed = {key: value for key, value in changes.items() if restricted or not (key in BY_KEY and BY_KEY[key].restricted)}
-        return Settings({**self._values, **allowed})
+        allowed = {key: value for key, value in changes.items() if restricted or not (key in self.table and self.table[key].restricted)}
+        return Settings({**self._values, **allowed}, self._more)
 
 
-def option(key: str) -> Option:
+def option(key: str, table: Mapping[str, Option] = BY_KEY) -> Option:
     """The option of this key. Raises SettingsError that offers the nearest keys."""
-    if key in BY_KEY:
-        return BY_KEY[key]
-    near = difflib.get_close_matches(str(key), BY_KEY, n=3)
+    if key in table:
+        return table[key]
+    near = difflib.get_close_matches(str(key), table, n=3)
     raise SettingsError(f"There is no setting “{str(key)[:60]}”" + (f"; did you mean {', '.join(near)}?" if near else "."))
 
 
-def coerce(key: str, value: Any) -> Any:
+def coerce(key: str, value: Any, table: Mapping[str, Option] = BY_KEY) -> Any:
     """`value` in the type of this option's default: numeric strings for numbers, numbers for texts.
 
     Raises SettingsError for booleans as numbers, fractions as integers, what is no choice or out of range.
     """
-    entry = option(key)
+    entry = option(key, table)
     try:
         found = _typed(entry.default, value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -144,6 +149,7 @@ class SettingsFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
+        self._none = Settings()
         self._lock = threading.RLock()
         self._settings: Settings | None = None
         self._foreign: dict[str, Any] = {}
@@ -154,6 +160,13 @@ class SettingsFile:
         """Sentences for the user about what was found broken; empty when all was well."""
         with self._lock:
             return tuple(self._warnings)
+
+    def join(self, more: Sequence[Option]) -> None:
+        """Take the options of extensions into the table: from now on their keys are settings like all others."""
+        with self._lock:
+            found = self._current().changed()
+            self._none = Settings(more=more)
+            self._settings, self._foreign = self._sorted({**self._foreign, **found})
 
     def read(self) -> Settings:
         """The settings as the file has them. Never raises: a broken file is kept as `.bad` and the last good one or the defaults stand."""
@@ -192,11 +205,11 @@ class SettingsFile:
         if isinstance(found, dict):
             return self._sorted(found)
         if not found:                                       # no such file yet
-            return Settings(), {}
+            return self._none, {}
         last = self._load(self._beside("last"))
         stand = "the last good settings are used" if isinstance(last, dict) else "the defaults are used"
         self._warnings.append(f"The settings in {self._path.name} could not be read ({found}); {stand}{self._keep()}.")
-        return self._sorted(last) if isinstance(last, dict) else (Settings(), {})
+        return self._sorted(last) if isinstance(last, dict) else (self._none, {})
 
     def _keep(self) -> str:
         """Move the broken file aside as `.bad`; the older one of that name gives way."""
@@ -226,12 +239,12 @@ class SettingsFile:
     def _sorted(self, found: Mapping[str, Any]) -> tuple[Settings, dict[str, Any]]:
         """Known keys as settings, others as they are. A value that does not fit is left at its default, with a warning."""
         known: dict[str, Any] = {}
-        for key in (key for key in found if key in BY_KEY):
+        for key in (key for key in found if key in self._none.table):
             try:
-                known[key] = coerce(key, found[key])
+                known[key] = coerce(key, found[key], self._none.table)
             except SettingsError as error:
                 self._warnings.append(f"{error} Its default is used.")
-        return Settings(known), {key: value for key, value in found.items() if key not in BY_KEY}
+        return self._none.with_(known, restricted=True), {key: value for key, value in found.items() if key not in self._none.table}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from modules.core.progress import Progress
 from modules.families.base import Model
 from modules.imaging import convert
 from modules.imaging.metadata import pixels_sha256
-from modules.pipeline import infotext, latents, preview, provenance
+from modules.pipeline import infotext, latents, parameters, preview, provenance
+from modules.pipeline.doors import Doors
 from modules.pipeline.opening import Opening, closed
 from modules.pipeline.plan import Batch, Slot, plan
 from modules.pipeline.request import Picture, Request, Resources, Result
@@ -40,8 +41,37 @@ def generate(request: Request, resources: Resources) -> Result:
     An interrupt gives the picture as far as it came, marked incomplete, and leaves out the rest; before the first step it gives nothing.
     Raises Cancelled when nothing at all was made, or a WebUIError that says what the user can do.
     """
+    doors = Doors(resources.extensions, request)
+    request = doors.prepare(request)
+    spine = Numbered(resources, doors)
+    driven = doors.drive(request, spine)
+    if driven is None:                                      # none was asked to, or it failed: then what it had made is the result
+        driven = Result(request=request, pictures=tuple(spine.made)) if spine.made else pictures_of(request, resources, doors)
+    return doors.finish(driven)
+
+
+class Numbered:
+    """The spine as an extension that drives it calls it: pictures are numbered on from call to call, delivered ones are not made again."""
+
+    def __init__(self, resources: Resources, doors: Doors) -> None:
+        self._resources, self._doors, self._first = resources, doors, 0
+        self.made: list[Picture] = []
+
+    def __call__(self, request: Request) -> Result:
+        parameters.check(request)
+        first, self._first = self._first, self._first + request.batch_size * request.n_iter
+        here = dataclasses.replace(
+            self._resources, done=frozenset(index - first for index in self._resources.done if index >= first),
+            deliver=lambda picture: self._resources.deliver(dataclasses.replace(picture, index=picture.index + first)))
+        result = pictures_of(request, here, self._doors)
+        self.made += result.pictures
+        return result
+
+
+def pictures_of(request: Request, resources: Resources, doors: Doors) -> Result:
+    """All batches of a prepared request."""
     progress = resources.progress
-    batches = list(plan(request, resources.styles, resources.extensions, resources.done, resources.wildcards))
+    batches = doors.plan(list(plan(request, resources.styles, resources.extensions, resources.done, resources.wildcards)))
     pictures: list[Picture] = []
     progress.at(stage="loading", batches=len(batches), steps=request.steps)
     opening = Opening(request, resources.inputs)
@@ -51,8 +81,9 @@ def generate(request: Request, resources: Resources) -> Result:
                 break
             with resources.models.borrow(request.checkpoint, request.vae, request.prediction) as model:
                 progress.at(stage="sampling", batch=number, step=0)
+                doors.borrowed(model)
                 try:
-                    pictures += [resources.deliver(picture) for picture in compute(batch, model, refiner, resources, opening)]
+                    pictures += [resources.deliver(picture) for picture in compute(batch, model, refiner, resources, opening, doors)]
                 except Cancelled:                           # before this batch's first step: there is nothing to show of it
                     log.info("Batch %d of %d was stopped before its first step.", number + 1, len(batches))
                 progress.unskip()
@@ -97,8 +128,13 @@ class Refiner:
         return Relay(until, take)
 
 
-def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources, opening: Opening) -> list[Picture]:
+def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources, opening: Opening, doors: Doors) -> list[Picture]:
     """The pictures of one batch, finished but not delivered. Raises Cancelled when stopped before the first step."""
+    with doors.adapted(model, batch):
+        return _compute(batch, model, refiner, resources, opening, doors)
+
+
+def _compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources, opening: Opening, doors: Doors) -> list[Picture]:
     told = texts_of(batch, model, resources, opening)
     begin = start(batch, model, opening)
     progress = resources.progress
@@ -110,14 +146,16 @@ def compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources, 
             model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
             conditioning_at=told_at(told, model, opening), noise=begin.noise, image_cfg_scale=opening.image_cfg_scale,
             cfg_scale=batch.request.cfg_scale, guided_model=model.guided, relay=refiner.relay(batch, model, work),
-            knobs=knobs(batch.request), wraps=[begin.mask.wrap] if begin.mask else [], on_step=on_step, check=progress.check)
+            knobs=knobs(batch.request), on_step=on_step, check=progress.check, wrap_models=doors.wrap_models(batch),
+            wraps=[*([begin.mask.wrap] if begin.mask else []), *doors.wraps(batch)])
     progress.at(stage="decoding")
     with model.at_work(model.vae):
-        pixels = latents.decode(model, begin.mask.ended(done.latent) if begin.mask else done.latent)
+        pixels = latents.decode(model, doors.latent(begin.mask.ended(done.latent) if begin.mask else done.latent, batch))
     found, init = opening.of(model), batch.request.init
     images = (convert.to_images(one.float().cpu())[0] for one in pixels.split(1))
-    return [picture_of(slot, batch.request, model, refiner.model, closed(one, found, init) if found and init else one, done.complete)
-            for slot, one in zip(batch.slots, images, strict=True)]
+    pictures = (picture_of(slot, batch.request, model, refiner.model, closed(one, found, init) if found and init else one, done.complete)
+                for slot, one in zip(batch.slots, images, strict=True))
+    return [doors.picture(picture, batch) for picture in pictures]
 
 
 def texts_of(batch: Batch, model: Model, resources: Resources, opening: Opening) -> list[Encoded]:
