@@ -263,7 +263,8 @@ class Engine:
             tokenizer=None if self._spine else self._library.tokenizer, encodings=self._library.encodings,
             extensions=tuple(entry.extension for entry in self._extensions if entry.extension),
             progress=job.live, done=done, deliver=self._delivery.deliver(job, settings),
-            wildcards=self._library.wildcards(), inputs=self.inputs.image)
+            wildcards=self._library.wildcards(), inputs=self.inputs.image,
+            embeddings=None if self._spine else self._library.embeddings)
         result = self._generate()(request, resources)
         return self._delivery.joined(job, result) if done else result
 

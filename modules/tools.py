@@ -40,6 +40,7 @@ class Library:
         self._lock = threading.RLock()
         self._shelf: Any = None
         self._tokenizer: Any = None
+        self._embeddings: Any = None
         self._encodings: Any = None
         self._ladders: Any = None
 
@@ -60,6 +61,15 @@ class Library:
                 from modules.prompts.tokens import Tokenizer  # tokenizers: kept off the start
                 self._tokenizer = Tokenizer()
             return self._tokenizer
+
+    @property
+    def embeddings(self) -> Any:
+        """adapters.embedding.Embeddings: the learned words; each file is read when a prompt names it."""
+        with self._lock:
+            if self._embeddings is None:
+                from modules.adapters.embedding import Embeddings  # tokenizers: kept off the start
+                self._embeddings = Embeddings((self._paths.embeddings, *self._paths.more_embeddings), self._hashes)
+            return self._embeddings
 
     @property
     def encodings(self) -> Any:
@@ -242,6 +252,16 @@ class Tools:
         """The styles of styles.csv in its order: name, prompt, negative_prompt."""
         return tuple(self._library.styles().values())
 
+    def embeddings(self, refresh: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(loaded, skipped) by name: embeddings that the chosen checkpoint can use, and the others, or why they cannot be read."""
+        if refresh:
+            self._library.embeddings.refresh()
+        try:
+            described = self.model_info().described
+        except NotFoundError:
+            described = None
+        return self._library.embeddings.listed([tower.width for tower in described.towers] if described else [])
+
     def choices(self, field: str) -> tuple[str, ...]:
         """What a menu for this Request field shows; () for a field that is no choice."""
         named = parameters.by_field(field).choices
@@ -310,7 +330,8 @@ class Tools:
     def token_count(self, text: str) -> tuple[int, int]:
         """(tokens, limit): how many tokens the prompt has, and how many fit into the chunks it fills (75, 150, ...)."""
         from modules.prompts import tokens  # tokenizers: kept off the start
-        return tokens.count(text, self._library.tokenizer)
+        tokenizer = self._library.tokenizer
+        return tokens.count(text, tokenizer, words=self._library.embeddings.words(tokenizer))
 
     def read_picture(self, source: bytes | str | Path) -> Reading:
         """What a picture file (its bytes, or its path) says about how it was made. Raises ImageMetaError when it is no picture."""

@@ -22,6 +22,8 @@ from modules.core.errors import CheckpointError, UnsafeFileError
 LONGEST_PICKLE = 16 << 20                                   # bytes of data.pkl; a full SD checkpoint with optimizer has 1 MiB
 MEMBER = re.compile(r"([^/\\]+)/(data\.pkl|data/\d{1,9}|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment)")
 PLAIN_FLAGS = 0x800 | 0x8                                   # UTF-8 names, sizes after the data: what torch writes
+LEARNED = "string_to_param"                                 # where a textual inversion has its vectors
+TOLD = ("name", "step", "sd_checkpoint", "sd_checkpoint_name")   # what it says of itself
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 BROKEN = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError,
           RecursionError, struct.error, UnicodeError, AssertionError)
@@ -219,8 +221,7 @@ def read(file: BinaryIO, name: str, size: int, *, zipped: bool) -> tuple[dict[st
     """
     try:
         top, place = _read_zip(file, name) if zipped else _read_legacy(io.BufferedReader(_Kept(file)), name, size)
-        step = top.get("global_step") if isinstance(top, dict) else None
-        texts = {"global_step": str(step)} if type(step) is int and abs(step) < 1 << 62 else {}
+        texts = {key: text for key in ("global_step", *TOLD) if (text := _told(top, key))}
         views = {key: view for key, view in _unwrapped(top, name).items() if isinstance(key, str) and isinstance(view, View)}
         return {key: Slot(place(view), view.dtype, view.shape, view.offset, view.stride) for key, view in views.items()}, texts
     except zipfile.BadZipFile as error:
@@ -254,11 +255,24 @@ class _Kept(io.RawIOBase):
         return self._file.seek(offset, whence)
 
 
+def _told(top: Any, key: str) -> str:
+    """A number or a short text that stands beside the tensors; "" for anything else, and where a model file has no such word."""
+    if not isinstance(top, dict) or (key in TOLD and LEARNED not in top):
+        return ""
+    value = top.get(key)
+    number = type(value) is int and abs(value) < 1 << 62
+    return str(value) if number or (key in TOLD and isinstance(value, str) and len(value) < 1024) else ""
+
+
 def _unwrapped(top: Any, name: str) -> dict[Any, Any]:
     """The dictionary of tensors inside whatever a trainer put around it."""
     for _ in range(2):
         if isinstance(top, dict) and isinstance(top.get("state_dict"), dict):
             top = top["state_dict"]
+    if isinstance(top, list) and all(isinstance(one, dict) for one in top):
+        top = {f"{number}.{key}": value for number, one in enumerate(top) for key, value in one.items()}
+    if isinstance(top, dict) and isinstance(top.get(LEARNED), dict):
+        return dict(top[LEARNED])
     if isinstance(top, dict) and len(top) == 1 and isinstance(next(iter(top.values())), dict):
         top = next(iter(top.values()))
     if not isinstance(top, dict):

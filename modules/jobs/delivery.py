@@ -46,7 +46,7 @@ class Delivery:
             wanted = job.save and settings["samples_save"] and (picture.complete or settings["save_incomplete_images"])
             path = self._save(job, picture, file, settings) if wanted else self._spool(job, picture, file)
             kept = dataclasses.replace(picture, file=file, sha256=hashlib.sha256(file).hexdigest(), path=path if wanted else None,
-                                       warnings=tuple(warnings))
+                                       warnings=(*picture.warnings, *warnings))
             self._store.add_picture(PictureRow(
                 job=job.id, index=kept.index, place="outputs" if wanted else "spool", path=path.relative_to(self._paths.data).as_posix(),
                 sha256=kept.sha256, seed=kept.seed, subseed=kept.subseed, infotext=kept.infotext, width=kept.image.width,

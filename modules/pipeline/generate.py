@@ -26,6 +26,7 @@ from modules.pipeline.request import Picture, Request, Resources, Result
 from modules.pipeline.start import knobs, start
 from modules.prompts import timeline
 from modules.prompts.encode import Encoded, encode_program
+from modules.prompts.vocabularies import CLIP
 from modules.sampling import catalogue
 from modules.sampling.conditioning import Conditioning
 from modules.sampling.denoise import Relay, denoise
@@ -153,8 +154,9 @@ def _compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources,
         pixels = latents.decode(model, doors.latent(begin.mask.ended(done.latent) if begin.mask else done.latent, batch))
     found, init = opening.of(model), batch.request.init
     images = (convert.to_images(one.float().cpu())[0] for one in pixels.split(1))
-    pictures = (picture_of(slot, batch.request, model, refiner.model, closed(one, found, init) if found and init else one, done.complete)
-                for slot, one in zip(batch.slots, images, strict=True))
+    images = (closed(one, found, init) if found and init else one for one in images)
+    pictures = (picture_of(slot, batch.request, model, refiner.model, texts, one, done.complete)
+                for slot, texts, one in zip(batch.slots, told, images, strict=True))
     return [doors.picture(picture, batch) for picture in pictures]
 
 
@@ -196,11 +198,14 @@ def told_at(told: Sequence[Encoded], model: Model, opening: Opening) -> Conditio
 def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> Encoded:
     """This picture's texts at every call of the denoiser, on the model's device. No other picture's text is seen."""
     calls = catalogue.sampler(request.sampler).calls(request.steps)
-    return encode_program(
+    widths = tuple(tower.width for tower in model.text if tower.vocabulary == CLIP)
+    words = resources.embeddings.words(resources.tokenizer, widths) if resources.embeddings and widths else None
+    texts = encode_program(
         timeline.program(slot.text, slot.negative_prompt, calls), model.text, resources.tokenizer, clip_skip=request.clip_skip,
         emphasis=request.emphasis, comma_padding_backtrack=request.comma_padding_backtrack, device=model.device,
         cache=resources.encodings, identity=(model.sha256, model.title, str(model.dtype)),
-        zero_empty_negative=model.family.zero_empty_negative)
+        zero_empty_negative=model.family.zero_empty_negative, words=words)
+    return dataclasses.replace(texts, warnings=tuple(words.skipped.values())) if words else texts
 
 
 def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int, Tensor], None]:
@@ -219,21 +224,24 @@ def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int
     return on_step
 
 
-def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None, image: Image.Image, complete: bool) -> Picture:
+def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None, texts: Encoded, image: Image.Image,
+               complete: bool) -> Picture:
     """One picture with its text and its record."""
     facts = infotext.Facts(
         seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
         model_name=model_name(model), model_hash=model.sha256[:10], vae_name=model.vae_name, vae_hash=model.vae_sha256[:10],
         refiner=f"{model_name(refiner)} [{refiner.sha256[:10]}]" if refiner else "",
-        notes={**notes_of(slot), **told_beside(request, model)})
+        notes={**notes_of(slot, texts), **told_beside(request, model)})
     return Picture(
         index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt, image=image,
-        infotext=infotext.write(request, facts), record=record_of(slot, request, model, refiner, image, complete), complete=complete)
+        infotext=infotext.write(request, facts), record=record_of(slot, request, model, refiner, texts, image, complete), complete=complete,
+        warnings=texts.warnings)
 
 
-def notes_of(slot: Slot) -> dict[str, str]:
-    """What only this picture's text says: what its words were chosen from, under the labels that the field's tools know."""
-    pairs = {"Template": slot.template, "Negative Template": slot.negative_template}
+def notes_of(slot: Slot, texts: Encoded) -> dict[str, str]:
+    """What only this picture's text says: what its words were chosen from, which embeddings are in it. Labels as other tools have them."""
+    hashes = ", ".join(f"{word.name}: {word.sha256[:12]}" for word in texts.learned)
+    pairs = {"TI hashes": hashes, "Template": slot.template, "Negative Template": slot.negative_template}
     return {label: text for label, text in pairs.items() if text}
 
 
@@ -247,13 +255,15 @@ def told_beside(request: Request, model: Model) -> dict[str, Any]:
     return dict([values[model.variant]]) if model.variant in values else {}
 
 
-def record_of(slot: Slot, request: Request, model: Model, refiner: Model | None, image: Image.Image, complete: bool) -> dict[str, Any]:
+def record_of(slot: Slot, request: Request, model: Model, refiner: Model | None, texts: Encoded, image: Image.Image,
+              complete: bool) -> dict[str, Any]:
     """What made this picture, see provenance.record."""
     return provenance.record(
         request, index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
         model={"name": model_name(model), "sha256": model.sha256, "family": model.family.name, "prediction": model.prediction.kind},
         vae={"name": model.vae_name, "sha256": model.vae_sha256} if model.vae_name else None, libraries=libraries(),
         refiner={"name": model_name(refiner), "sha256": refiner.sha256} if refiner else None,
+        files=[{"kind": "embedding", "name": word.name, "sha256": word.sha256, "weight": 1} for word in texts.learned],
         device=model.device.type, dtype=str(model.dtype).removeprefix("torch."), layers=model.layers,
         pixels={"sha256": pixels_sha256(image), "width": image.width, "height": image.height}, complete=complete)
 

@@ -313,7 +313,7 @@ TAKEN_AS_GIVEN: Mapping[str, Any] = {"clip_skip": 1, "randn_source": "NV", "sche
                                      "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": ""}
 
 
-TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "Template", "Negative Template"})    # facts beside the request
+TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "TI hashes", "Template", "Negative Template"})   # beside the request
 
 
 def fields_of(parsed: Parsed, *, defaults: bool = False) -> dict[str, Any]:

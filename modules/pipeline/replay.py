@@ -210,7 +210,7 @@ def _from_text(file: bytes, parsed: infotext.Parsed, run: Run, find: Find) -> Ve
     again = infotext.read(made.infotext)
     differences = [(f"setting: {label}", f"“{label}: {_short(value)}” cannot be repeated here")
                    for label, value in infotext.leftovers(parsed).items()]
-    for label in ("Model hash", "VAE hash"):
+    for label in ("Model hash", "VAE hash", "TI hashes"):
         before, after = parsed.raw.get(label), again.raw.get(label)
         if before and before != after:
             differences.append((f"file hash: {label.split()[0].lower()}", f"{label} was {before} and is {after or 'missing'}"))

@@ -179,7 +179,7 @@ class Resources:
     tokenizer: prompts.tokens.Tokenizer; encodings: prompts.encode.EncodeCache. Both outlive the job and belong to the engine.
     deliver: saves one picture and commits it to the store, and returns it with `file`, `sha256` and `path` filled.
     done: indices already delivered (a job that is taken up again).
-    wildcards: a prompts.wildcards.Source, None = there are no files.
+    wildcards: a prompts.wildcards.Source; embeddings: adapters.embedding.Embeddings. None = there are no files.
     inputs: the picture of this SHA-256 that came in with the request; raises NotFoundError.
     """
 
@@ -196,3 +196,4 @@ class Resources:
     deliver: Callable[[Picture], Picture]
     wildcards: Any = None
     inputs: Callable[[str], Image.Image] = _no_pictures
+    embeddings: Any = None

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modules.prompts.learned import Learned
+
 END = 49407                                                 # of CLIP
 
 
@@ -10,13 +12,14 @@ END = 49407                                                 # of CLIP
 class Chunk:
     """Ids with a weight for each: start, up to 75 tokens of text, end, 77 in all. Padding is written as end tokens, its weight is 1.
 
-    end: None where nothing is padded, and every id is text.
+    end: None where nothing is padded, and every id is text. learned: (place, word, row) of each place whose id, a 0, stands for a vector.
     """
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
     used: int = 0                                           # tokens of text
     end: int | None = END
+    learned: tuple[tuple[int, Learned, int], ...] = ()
 
     def padded(self, pad_id: int) -> tuple[int, ...]:
         """The ids as a tower wants them: pad_id behind the first end token."""

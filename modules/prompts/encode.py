@@ -6,14 +6,15 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from modules.prompts.chunk import Chunk
+from modules.prompts.learned import Learned, Words
 from modules.prompts.timeline import PromptProgram, Schedule
-from modules.prompts.tokens import Tokenizer, chunks
+from modules.prompts.tokens import Tokenizer, chunks, learned_in
 from modules.sampling.conditioning import Conditioning
 
 AT_ONCE = 64                                                # chunks in one call of a tower; bounds its memory
@@ -43,8 +44,20 @@ class TextTower(Protocol):
         ...
 
 
+class VectorTower(TextTower, Protocol):
+    """One that also takes vectors of its own width in place of tokens, as CLIP's do."""
+
+    def token_embedding(self, ids: Tensor) -> Tensor:
+        """ids (B, T) int64 -> (B, T, width)."""
+        ...
+
+    def encode_embeddings(self, vectors: Tensor, ids: Tensor, skip: int) -> tuple[Tensor, Tensor | None]:
+        """As `encode`, with vectors (B, T, width) for what the ids stand for."""
+        ...
+
+
 def encode(text: str, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1, emphasis: str = "Original",
-           comma_padding_backtrack: int = 20, device: torch.device | str = "cpu") -> Conditioning:
+           comma_padding_backtrack: int = 20, device: torch.device | str = "cpu", words: Words | None = None) -> Conditioning:
     """One text through every tower, side by side: cross (1, T * chunks, sum of widths), and vector (1, sum of P) of the first chunk where
     towers give one; float32. Nothing at all without a tower.
 
@@ -55,26 +68,38 @@ def encode(text: str, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip
     crosses: list[Tensor] = []
     vectors: list[Tensor] = []
     with torch.no_grad():
-        for tower in towers:
+        for number, tower in enumerate(towers):
             found = chunks(text, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack,
-                           vocabulary=tower.vocabulary)
-            cross, vector = _through(tower, found, clip_skip, emphasis, device)
+                           vocabulary=tower.vocabulary, words=words)
+            cross, vector = _through(tower, number, found, clip_skip, emphasis, device)
             crosses.append(cross.reshape(1, -1, cross.shape[-1]))
             vectors += [] if vector is None else [vector]
     return Conditioning(cross=torch.cat(crosses, dim=2), vector=torch.cat(vectors, dim=1) if vectors else None)
 
 
-def _through(tower: TextTower, found: Sequence[Chunk], clip_skip: int, emphasis: str,
+def _through(tower: TextTower, number: int, found: Sequence[Chunk], clip_skip: int, emphasis: str,
              device: torch.device | str) -> tuple[Tensor, Tensor | None]:
     """(chunks, T, width) weighed, and (1, P) of the first chunk or None; float32."""
     ids = torch.tensor([chunk.padded(tower.pad_id) for chunk in found], dtype=torch.int64, device=device)
-    answers = [tower.encode(some, clip_skip) for some in ids.split(AT_ONCE)]
+    answers = [_answer(tower, number, ids[at:at + AT_ONCE], found[at:at + AT_ONCE], clip_skip) for at in range(0, len(found), AT_ONCE)]
     z, first = torch.cat([seen.float() for seen, _ in answers]), answers[0][1]
     vector = None if first is None else first[:1].float()
     if all(chunk.plain for chunk in found):
         return z, vector
     weights = torch.tensor([chunk.weights for chunk in found], dtype=torch.float32, device=z.device)
     return emphasised(z, weights, emphasis), vector
+
+
+def _answer(tower: TextTower, number: int, ids: Tensor, found: Sequence[Chunk], skip: int) -> tuple[Tensor, Tensor | None]:
+    """What the tower, the number of which is given, says to these chunks."""
+    if not any(chunk.learned for chunk in found):
+        return tower.encode(ids, skip)
+    taking = cast(VectorTower, tower)
+    vectors = taking.token_embedding(ids).clone()
+    for row, chunk in enumerate(found):
+        for place, word, part in chunk.learned:
+            vectors[row, place] = word.rows(number, tower.width)[part].to(vectors)
+    return taking.encode_embeddings(vectors, ids, skip)
 
 
 def emphasised(z: Tensor, weights: Tensor, emphasis: str) -> Tensor:
@@ -161,6 +186,8 @@ class Encoded:
 
     parts: tuple[tuple[float, Timed], ...]
     negative: Timed
+    learned: tuple[Learned, ...] = ()                       # the learned words in it, each once
+    warnings: tuple[str, ...] = ()                          # sentences about those that could not be used
 
     def at(self, call: int) -> tuple[tuple[tuple[float, Conditioning], ...], Conditioning]:
         """((weight, cond) of each part of AND, uncond) of one denoiser call (from 0), every cross (1, T, C)."""
@@ -168,33 +195,41 @@ class Encoded:
 
     def beside(self, prompt: Sequence[Conditioning], negative: Sequence[Conditioning]) -> Encoded:
         """The same texts with what else is told: vectors behind a text's own, everything else as it is. One row each."""
-        return Encoded(tuple((weight, _each(timed, lambda cond: _joined(cond, *prompt))) for weight, timed in self.parts),
-                       _each(self.negative, lambda cond: _joined(cond, *negative)))
+        return replace(self, parts=tuple((weight, _each(timed, lambda cond: _joined(cond, *prompt))) for weight, timed in self.parts),
+                       negative=_each(self.negative, lambda cond: _joined(cond, *negative)))
 
 
 def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1,
                    emphasis: str = "Original", comma_padding_backtrack: int = 20, device: torch.device | str = "cpu",
-                   cache: EncodeCache | None = None, identity: Hashable = None, zero_empty_negative: bool = False) -> Encoded:
+                   cache: EncodeCache | None = None, identity: Hashable = None, zero_empty_negative: bool = False,
+                   words: Words | None = None) -> Encoded:
     """Every text of the program, each encoded once and alone.
 
     The steps of one schedule are filled with empty chunks to its own longest, the parts of AND by their last vector.
     identity: what the towers are (checkpoint hash, adapters on it, dtype); part of the cache's key.
+    words: the learned ones that these towers know; the hashes of those in a text are part of the key.
     zero_empty_negative: a negative prompt that is empty at every step becomes zeros, not the encoding of the empty text.
     """
     kept = EncodeCache() if cache is None else cache
 
+    learned: dict[str, Learned] = {}
+
     def encoded(text: str) -> Conditioning:
-        key = (text, clip_skip, emphasis, comma_padding_backtrack, str(device), identity)
+        found = {word.name: word for word in learned_in(text, tokenizer, words, emphasis)}
+        learned.update(found)
+        hashes = tuple((name, word.sha256) for name, word in found.items())
+        key = (text, clip_skip, emphasis, comma_padding_backtrack, str(device), identity, hashes)
         return kept.find(key, lambda: encode(
             text, towers, tokenizer, clip_skip=clip_skip, emphasis=emphasis,
-            comma_padding_backtrack=comma_padding_backtrack, device=device))
+            comma_padding_backtrack=comma_padding_backtrack, device=device, words=words))
 
     parts = [(part.weight, _timed(part.times, encoded)) for part in program.parts]
     tokens = max(_tokens(timed.conds[0]) for _, timed in parts)
     negative = _timed(program.negative, encoded)
     if zero_empty_negative and all(text == "" for _, text in program.negative):
         negative = _each(negative, _zeros)
-    return Encoded(tuple((weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts), negative)
+    parts = [(weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts]
+    return Encoded(tuple(parts), negative, tuple(learned.values()))
 
 
 def _timed(times: Schedule, encoded: Callable[[str], Conditioning]) -> Timed:

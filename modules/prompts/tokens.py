@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 from modules.core.errors import NotFoundError, RequestError
 from modules.prompts import grammar, tags, timeline
 from modules.prompts.chunk import END, Chunk
+from modules.prompts.learned import Learned, Words
 from modules.prompts.vocabularies import BERT, CLIP, WordPieces, marks
 
 EMPHASIS = ("Original", "No norm", "Ignore", "None")
@@ -92,28 +94,55 @@ class Tokenizer:
 
 
 def chunks(text: str, tokenizer: Tokenizer, *, emphasis: str = "Original", comma_padding_backtrack: int = 20,
-           vocabulary: str = CLIP) -> tuple[Chunk, ...]:
+           vocabulary: str = CLIP, words: Words | None = None) -> tuple[Chunk, ...]:
     """The text in chunks of 75 tokens, at least one; for an encoder of another vocabulary than CLIP's in a single one.
 
     emphasis: one of EMPHASIS; under "None" brackets and BREAK are words like any other.
     comma_padding_backtrack: where a full chunk would cut a phrase, what follows a comma at most so many tokens back
-    moves on; 0 = off. Raises RequestError for an unknown emphasis, PromptError for text that cannot be read.
+    moves on; 0 = off. words: learned ones, each put in whole for the tokens that spell it.
+    Raises RequestError for an unknown emphasis, PromptError for text that cannot be read.
     """
-    if emphasis not in EMPHASIS:
-        raise RequestError(f"Emphasis “{emphasis}” does not exist; use one of: {', '.join(EMPHASIS)}.", "emphasis")
-    grammar.check(text)
+    pieces = _pieces(text, emphasis)
     if vocabulary == BERT:
         return (tokenizer.word_pieces.chunk(text, literally=emphasis == "None"),)
     if vocabulary != CLIP:
         return (marks(vocabulary, text),)
     writer = _Writer(tokenizer.comma, comma_padding_backtrack)
-    for piece in (grammar.Piece(text, 1.0),) if emphasis == "None" else grammar.attention(text):
+    for piece in pieces:
         if piece == grammar.BREAK:
             writer.turn()
             continue
-        for token in tokenizer.ids(piece.text):
+        for token in _tokens(tokenizer.ids(piece.text), words):
             writer.add(token, piece.weight)
     return writer.finished()
+
+
+def learned_in(text: str, tokenizer: Tokenizer, words: Words | None, emphasis: str = "Original") -> tuple[Learned, ...]:
+    """The learned words in a text, each once, in their order. Raises as `chunks`."""
+    if not words:
+        return ()
+    pieces = (piece for piece in _pieces(text, emphasis) if piece != grammar.BREAK)
+    found = (token for piece in pieces for token in _tokens(tokenizer.ids(piece.text), words) if not isinstance(token, int))
+    return tuple({word.name: word for word in found}.values())
+
+
+def _pieces(text: str, emphasis: str) -> tuple[grammar.Piece, ...]:
+    if emphasis not in EMPHASIS:
+        raise RequestError(f"Emphasis “{emphasis}” does not exist; use one of: {', '.join(EMPHASIS)}.", "emphasis")
+    grammar.check(text)
+    return (grammar.Piece(text, 1.0),) if emphasis == "None" else grammar.attention(text)
+
+
+def _tokens(ids: list[int], words: Words | None) -> Iterator[int | Learned]:
+    """The ids with learned words for those that spell one."""
+    if not words:
+        yield from ids
+        return
+    place = 0
+    while place < len(ids):
+        found = words.at(ids, place)
+        yield ids[place] if found is None else found[0]
+        place += 1 if found is None else found[1]
 
 
 class _Writer:
@@ -122,11 +151,11 @@ class _Writer:
     def __init__(self, comma: int, backtrack: int) -> None:
         self.comma, self.backtrack = comma, backtrack
         self.full: list[Chunk] = []
-        self.ids: list[int] = []
+        self.ids: list[int | tuple[Learned, int]] = []      # a token, or a row of a learned word
         self.weights: list[float] = []
         self.last_comma = -1
 
-    def add(self, token: int, weight: float) -> None:
+    def add(self, token: int | Learned, weight: float) -> None:
         if token == self.comma:
             self.last_comma = len(self.ids)
         elif len(self.ids) == CHUNK and 0 <= self.last_comma and CHUNK - self.last_comma <= self.backtrack:
@@ -135,16 +164,19 @@ class _Writer:
             del self.ids[cut:], self.weights[cut:]
             self.turn()
             self.ids, self.weights = ids, weights
-        if len(self.ids) == CHUNK:
+        rows = [token] if isinstance(token, int) else [(token, row) for row in range(token.count)]
+        if len(self.ids) + len(rows) > CHUNK and self.ids:
             self.turn()                                     # also forgets a comma that opens the next chunk
-        self.ids.append(token)
-        self.weights.append(weight)
+        self.ids += rows
+        self.weights += [weight] * len(rows)
 
     def turn(self) -> None:
         """Pad the chunk and begin the next one."""
         used = len(self.ids)
-        self.full.append(Chunk(
-            (START, *self.ids, *[END] * (CHUNK - used + 1)), (1.0, *self.weights, *[1.0] * (CHUNK - used + 1)), used))
+        ids = (one if isinstance(one, int) else 0 for one in self.ids)
+        learned = tuple((place, *one) for place, one in enumerate(self.ids, 1) if not isinstance(one, int))
+        self.full.append(Chunk((START, *ids, *[END] * (CHUNK - used + 1)), (1.0, *self.weights, *[1.0] * (CHUNK - used + 1)), used,
+                               learned=learned))
         self.ids, self.weights, self.last_comma = [], [], -1
 
     def finished(self) -> tuple[Chunk, ...]:
@@ -154,7 +186,7 @@ class _Writer:
 
 
 def count(text: str, tokenizer: Tokenizer, *, steps: int = 20, negative: bool = False, emphasis: str = "Original",
-          comma_padding_backtrack: int = 20, comments: bool = True) -> tuple[int, int]:
+          comma_padding_backtrack: int = 20, comments: bool = True, words: Words | None = None) -> tuple[int, int]:
     """(tokens, next multiple of 75) as shown beside the prompt: of its longest part at its longest step.
 
     A chunk that was broken off counts as 75. comments: # lines are not counted. Tags and AND are only read in the positive prompt.
@@ -166,6 +198,6 @@ def count(text: str, tokenizer: Tokenizer, *, steps: int = 20, negative: bool = 
     texts = {step for part, _ in parts for _, step in timeline.schedule(part, steps)}
     most = 0
     for step in texts:
-        found = chunks(step, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack)
+        found = chunks(step, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack, words=words)
         most = max(most, CHUNK * (len(found) - 1) + found[-1].used)
     return most, CHUNK * max(1, -(-most // CHUNK))

@@ -53,11 +53,25 @@ def _models(router: APIRouter, engine: Engine) -> None:
 
     @router.post("/refresh-embeddings")
     def refresh_embeddings() -> None:
-        return None
+        engine.tools.embeddings(refresh=True)
+
+    @router.get("/embeddings")
+    def embeddings() -> dict[str, dict[str, Any]]:
+        loaded, skipped = engine.tools.embeddings()
+        return {"loaded": {name: _embedding(one) for name, one in loaded.items()},
+                "skipped": {name: _embedding(one) for name, one in skipped.items()}}
 
     @router.post("/refresh-loras")
     def refresh_loras() -> None:
         return None
+
+
+def _embedding(one: Any) -> dict[str, Any]:
+    """An embedding of the list; the numbers of a file that cannot be read are 0."""
+    unreadable = isinstance(one, str)
+    return {"step": None if unreadable else one.step, "sd_checkpoint": None if unreadable else one.sd_checkpoint,
+            "sd_checkpoint_name": None if unreadable else one.sd_checkpoint_name,
+            "shape": 0 if unreadable else sum(one.widths), "vectors": 0 if unreadable else one.count}
 
 
 def _config(entry: Any) -> str | None:
@@ -89,10 +103,6 @@ def _nothing_yet(router: APIRouter) -> None:
     @router.get("/latent-upscale-modes")
     def latent_upscale_modes() -> list[dict[str, str]]:
         return [{"name": name} for name in LATENT_MODES]
-
-    @router.get("/embeddings")
-    def embeddings() -> dict[str, dict[str, Any]]:
-        return {"loaded": {}, "skipped": {}}
 
     @router.get("/scripts")
     def scripts() -> dict[str, list[str]]:
