@@ -42,6 +42,7 @@ class Call(Generic[Answer]):
     method: str
     path: str
     body: Any = None
+    content: bytes = b""                                    # in place of a body: a file as it is
     query: Mapping[str, Any] = field(default_factory=dict)
     patient: bool = False
     read: Callable[[httpx.Response], Answer]
@@ -85,6 +86,16 @@ class RemoteJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptInput:
+    """A picture in the server's store. notices: sentences about what was left out of its file."""
+
+    sha256: str
+    width: int
+    height: int
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Txt2ImgReply:
     """images: the files as they were saved; parameters and info as A1111's API has them."""
 
@@ -100,6 +111,12 @@ def submit(request: Request, *, save: bool = True, task_id: str | None = None,
     """Put a request into the queue. overrides: settings for this job only."""
     body = {"request": request.to_json(), "save": save, "task_id": task_id, "overrides": dict(overrides or {})}
     return Call(method="POST", path="/easel/v1/jobs", body=body, read=_job)
+
+
+def keep(file: bytes, what: str = "picture") -> Call[KeptInput]:
+    """Give the server a picture file; its name there goes into an InitImage. what: how an error calls it."""
+    return Call(method="POST", path="/easel/v1/inputs", content=file, query={"what": what},
+                read=lambda answer: KeptInput(**{**_json(answer), "notices": tuple(_json(answer)["notices"])}))
 
 
 def job(job_id: str) -> Call[RemoteJob]:
@@ -134,6 +151,11 @@ def ready() -> Call[dict[str, str]]:
 def txt2img(**fields: Any) -> Call[Txt2ImgReply]:
     """fields: as POST /sdapi/v1/txt2img takes them; what is not named has that API's defaults."""
     return Call(method="POST", path="/sdapi/v1/txt2img", body=fields, patient=True, read=_txt2img)
+
+
+def img2img(**fields: Any) -> Call[Txt2ImgReply]:
+    """fields: as POST /sdapi/v1/img2img takes them, pictures in base64."""
+    return Call(method="POST", path="/sdapi/v1/img2img", body=fields, patient=True, read=_txt2img)
 
 
 def progress(*, skip_current_image: bool = True) -> Call[dict[str, Any]]:
@@ -261,7 +283,9 @@ def replay(client: Client, source: bytes | Path, watch: Callable[[RemoteJob], No
 
 def _arguments(call: Call[Any]) -> dict[str, Any]:
     query = {name: str(value).lower() if isinstance(value, bool) else value for name, value in call.query.items()}
-    body = {} if call.body is None else {"json": call.body}
+    body: dict[str, Any] = {} if call.body is None else {"json": call.body}
+    if call.content:
+        body = {"content": call.content, "headers": {"Content-Type": "application/octet-stream"}}
     return {**body, **({"params": query} if query else {}), "timeout": None if call.patient else READING}
 
 

@@ -89,11 +89,13 @@ class Engine:
 
     # ---- jobs
 
-    def submit(self, request: Request, *, save: bool = True, task_id: str | None = None, overrides: Mapping[str, Any] | None = None) -> Job:
+    def submit(self, request: Request, *, save: bool = True, task_id: str | None = None, overrides: Mapping[str, Any] | None = None,
+               notices: Sequence[str] = ()) -> Job:
         """Freeze a request and put it at the end of the queue.
 
         Names ("" = the settings' choice), sampler and schedule, and seeds of -1 are resolved now; a snapshot of the settings with
-        `overrides` (A1111's override_settings) laid over rides along. save: False keeps the pictures in the spool instead of outputs.
+        `overrides` (A1111's override_settings) laid over rides along. notices: sentences that are to stand among the job's warnings.
+        save: False keeps the pictures in the spool instead of outputs.
         Raises RequestError for values out of range, NotFoundError for unknown names and for pictures that are not in `inputs`, BusyError
         when the queue is full or closed.
         """
@@ -101,6 +103,7 @@ class Engine:
             raise BusyError("Easel is closing; start it again and send the request then.")
         settings = self._settings.snapshot(overrides)
         frozen, warnings = self._freeze(request, settings)
+        warnings = (*notices, *warnings)
         with self._guard:
             row = self._store.add("img2img" if frozen.init else "txt2img", frozen.to_json(), as_json_changed(settings), save=save,
                                   task_id=task_id, warnings=warnings)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modules.cli import import_a1111, models, schedule, vae_bench
-from modules.cli.makers import Made, maker, say
+from modules.cli.makers import Made, like, maker, say
 from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
@@ -32,6 +32,7 @@ from modules.pipeline import infotext, parameters
 
 FORMATS = (("jpeg", "jpg"), ("jpg", "jpg"), ("png", "png"), ("webp", "webp"))
 REPLAY_CANNOT = 2
+LARGEST = 1 << 20                                           # pixels that a picture is redrawn with unless a size is asked for
 
 
 def main(argv: Sequence[str], paths: Paths) -> int:
@@ -61,7 +62,15 @@ def parser() -> argparse.ArgumentParser:
     draw.add_argument("-o", "--output", type=Path, metavar="FILE",
                       help="write the picture here instead of the outputs folder; further ones get -2, -3 ... before the ending")
     draw.add_argument("--json", action="store_true", help="print what was made as JSON")
-    _parameters(draw)
+    _parameters(draw, parameters.PARAMETERS)
+    redraw = _command(commands, "img2img", img2img, "make pictures from a picture and words, or only its masked part anew")
+    redraw.add_argument("picture", type=Path, help="the file to begin from")
+    redraw.add_argument("prompt", nargs="?", default="", help="what the picture shows")
+    redraw.add_argument("--mask", type=Path, metavar="FILE", help="a picture as large: white is painted anew, or what is opaque")
+    redraw.add_argument("--depth", type=Path, metavar="FILE", help="a depth map as large, light is near, for models that are told depth")
+    redraw.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the picture here instead of the outputs folder")
+    redraw.add_argument("--json", action="store_true", help="print what was made as JSON")
+    _parameters(redraw, (*parameters.PARAMETERS, *parameters.INIT))
     info = _command(commands, "png-info", png_info, "print what a picture says about how it was made")
     info.add_argument("file", type=Path)
     info.add_argument("--json", action="store_true", help="print all of it as JSON, the record included")
@@ -87,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--quiet", action="store_true", help="no progress line")
     vae_bench.add(_command(commands, "vae-bench", vae_bench.run, "compare VAEs: the same latent, and a picture there and back"), bench)
     schedule.add(_command(commands, "schedule", schedule.run, "show the noise levels of schedules, as numbers and as curves"))
-    for command in (draw, again, up):
+    for command in (draw, redraw, again, up):
         command.add_argument("--server", metavar="URL", help="let the Easel at this address do the work")
         command.add_argument("--auth", metavar="USER:PASSWORD", help="credentials for that server")
         command.add_argument("--quiet", action="store_true", help="no progress line")
@@ -100,10 +109,10 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
     return made
 
 
-def _parameters(made: argparse.ArgumentParser) -> None:
-    """A flag for each row of the table. Values stay texts here; the table turns them into numbers and refuses what does not fit."""
+def _parameters(made: argparse.ArgumentParser, rows: Sequence[parameters.Parameter]) -> None:
+    """A flag for each row of the tables. Values stay texts here; the table turns them into numbers and refuses what does not fit."""
     groups: dict[str, Any] = {}
-    for row in parameters.PARAMETERS:
+    for row in rows:
         if row.field == "prompt":
             continue
         group = groups.setdefault(row.section, made.add_argument_group(row.section))
@@ -135,6 +144,24 @@ def txt2img(flags: argparse.Namespace, paths: Paths) -> int:
     values = _values(flags)
     with maker(flags.server, flags.auth, paths) as making:
         made = making.make(values, save=flags.output is None, show=shower(flags))
+    return _tell(made, flags, flags.output)
+
+
+def img2img(flags: argparse.Namespace, paths: Paths) -> int:
+    """Where no size was asked for: the picture's own, or its shape with a million pixels where it is larger."""
+    given, values = vars(flags), _values(flags)
+    init = {row.field: given[row.field] for row in parameters.INIT if given.get(row.field) is not None}
+    if "mask_blur_x" in init:
+        init.setdefault("mask_blur_y", init["mask_blur_x"])
+    files = {name: _bytes(path) for name, path in (("image", flags.picture), ("mask", flags.mask), ("depth", flags.depth)) if path}
+    with maker(flags.server, flags.auth, paths) as making:
+        for name, file in files.items():
+            init[name], size, notices = making.keep(file, "picture" if name == "image" else name)
+            if name == "image" and "width" not in values and "height" not in values:
+                values |= like(size, LARGEST)
+            for notice in notices:
+                say(notice)
+        made = making.make({**values, "init": init}, save=flags.output is None, show=shower(flags))
     return _tell(made, flags, flags.output)
 
 

@@ -38,8 +38,9 @@ class Show(Protocol):
 
 
 class Maker(Protocol):
-    """Either engine: our own or a server's."""
+    """Either engine: our own or a server's. keep: a picture file into its store; (sha256, (width, height), notices)."""
 
+    def keep(self, file: bytes, what: str) -> tuple[str, tuple[int, int], tuple[str, ...]]: ...
     def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made: ...
     def resume(self, job_id: str, force: bool, *, show: Show) -> Made: ...
     def replay(self, file: bytes, *, show: Show) -> Any: ...
@@ -97,9 +98,19 @@ def _sized(values: Mapping[str, Any], native_size: Callable[[str], tuple[int, in
     return {**values, "width": width, "height": height}
 
 
+def like(picture: tuple[int, int], most: int) -> dict[str, int]:
+    """Width and height in the shape of a picture, no more pixels than `most`, each a multiple of 8."""
+    scale = min(1.0, (most / (picture[0] * picture[1])) ** 0.5)
+    return {name: max(8, int(edge * scale) // 8 * 8) for name, edge in zip(("width", "height"), picture, strict=True)}
+
+
 class _Local:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def keep(self, file: bytes, what: str) -> tuple[str, tuple[int, int], tuple[str, ...]]:
+        kept = self._engine.inputs.keep(file, what)
+        return kept.sha256, (kept.width, kept.height), kept.notices
 
     def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made:
         values = _sized(values, self._engine.tools.native_size)
@@ -156,6 +167,10 @@ class _Remote:
     def __init__(self, client: remote.Client, paths: Paths | None) -> None:
         self._client = client
         self._paths = paths
+
+    def keep(self, file: bytes, what: str) -> tuple[str, tuple[int, int], tuple[str, ...]]:
+        kept = self._client.send(remote.keep(file, what))
+        return kept.sha256, (kept.width, kept.height), kept.notices
 
     def make(self, values: Mapping[str, Any], *, save: bool, show: Show) -> Made:
         settings = SettingsFile(self._paths.settings_file).read() if self._paths else self._options()

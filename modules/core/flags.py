@@ -9,6 +9,7 @@ from pathlib import Path
 COMMANDS = (
     ("test", "install what the tests need too, and run them; pytest's own arguments may follow, and --nightly"),
     ("txt2img", "make a picture: txt2img \"a red boat\" --steps 20 --seed 1 -o out.png"),
+    ("img2img", "make a picture from a picture: img2img photo.jpg \"in oil\" --denoising-strength 0.5 [--mask mask.png] -o out.png"),
     ("png-info", "print the text and the record inside a picture"),
     ("replay", "make a picture again and say whether it is identical (exit code 0), different (1), or cannot be made (2)"),
     ("models", "list the models that were found; models info, convert, prune, merge, get: describe, change and fetch them"),

@@ -26,7 +26,7 @@ def routes(engine: Engine) -> APIRouter:
     async def txt2img(body: Any = None) -> Response:
         filled, job = await asyncio.to_thread(_submit, engine, body or Body())
         result = await job.done()
-        return await asyncio.to_thread(_reply, engine, filled, job, result)
+        return await asyncio.to_thread(reply, engine, filled, job, result)
 
     txt2img.__annotations__["body"] = Body | None           # made at run time, so it cannot stand in the signature
     router.add_api_route("/txt2img", txt2img, methods=["POST"], summary="Words to pictures")
@@ -62,17 +62,17 @@ def new_task(kind: str) -> str:
     return f"task({kind}-{''.join(secrets.choice(SIGNS) for _ in range(7))})"
 
 
-def _reply(engine: Engine, body: schemas.Txt2ImgBody, job: Job, result: Any) -> Response:
+def reply(engine: Engine, body: schemas.Txt2ImgBody, job: Job, result: Any) -> Response:
     """images: the very bytes of the files, in base64; parameters: the body with its defaults; info: JSON as text."""
     values = dict(body)
     if not values["override_settings_restore_afterwards"] and values["override_settings"]:
         engine.tools.set_options(values["override_settings"])
     images = [base64.b64encode(picture.file).decode("ascii") for picture in result.pictures] if values["send_images"] else []
-    reply = {"images": images, "parameters": body.model_dump(), "info": json.dumps(info(job, result, values), ensure_ascii=False)}
+    told = {"images": images, "parameters": body.model_dump(), "info": json.dumps(info(job, result, values), ensure_ascii=False)}
     headers = {"X-Easel-Job": job.id}
     if job.warnings:
         headers["X-Easel-Warning"] = " ".join(job.warnings).encode("ascii", "replace").decode("ascii").replace("\n", " ")
-    return Response(json.dumps(reply), media_type="application/json", headers=headers)
+    return Response(json.dumps(told), media_type="application/json", headers=headers)
 
 
 def progress_of(engine: Engine, skip_current_image: bool) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def progress_of(engine: Engine, skip_current_image: bool) -> dict[str, Any]:
     state = _state(
         skipped=view.skipped, interrupted=view.interrupted, job_count=count, job_no=min(view.batch, count), sampling_step=view.step,
         sampling_steps=view.steps or job.request.steps, job_timestamp=timestamp(job.created),
-        job="scripts_txt2img" if count == 1 else f"Batch {min(view.batch + 1, count)} out of {count}")
+        job=f"scripts_{job.kind}" if count == 1 else f"Batch {min(view.batch + 1, count)} out of {count}")
     image = None if skip_current_image else job.preview()
     return {
         "progress": min(0.01 + (view.batch + inside) / count, 1.0), "eta_relative": max(view.eta or 0.0, 0.0), "state": state,

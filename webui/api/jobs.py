@@ -1,11 +1,14 @@
 """/easel/v1: jobs by their id, so that whoever lost the line can still fetch what was made. Requests here are Requests as JSON."""
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
 from fastapi.responses import FileResponse
 from PIL import Image
 from pydantic import BaseModel
@@ -41,6 +44,12 @@ def routes(engine: Engine) -> APIRouter:
     def submit(body: JobBody) -> dict[str, Any]:
         request = Request.from_json(body.request)
         return told(engine.submit(request, save=body.save, task_id=body.task_id, overrides=body.overrides))
+
+    @router.post("/inputs")
+    async def keep(request: HttpRequest, what: str = "picture") -> dict[str, Any]:
+        """The body is a picture file; its name in the store comes back."""
+        file = await request.body()
+        return dataclasses.asdict(await asyncio.to_thread(engine.inputs.keep, file, what[:20]))
 
     @router.get("/jobs/{job_id}")
     def job(job_id: str) -> dict[str, Any]:
