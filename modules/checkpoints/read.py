@@ -333,8 +333,8 @@ class Rooms:
 
 
 class Slab:
-    """Memory for many tensors that live about equally long, taken in large pieces: pages of 2 MiB are many times cheaper to be given than
-    those of 4 KiB that hold a tensor's ends. Safe for many threads."""
+    """Memory for many tensors that live about equally long, taken in large pieces, which core/pages.py can put into pages of 2 MiB.
+    Safe for many threads."""
 
     def __init__(self) -> None:
         self._rest = torch.empty(0, dtype=torch.uint8)
@@ -360,9 +360,6 @@ def room(size: int) -> Tensor:
     if not hasattr(mmap, "MAP_ANONYMOUS"):                  # Windows
         return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):                             # a kernel without huge pages
-            pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from modules.checkpoints import load
 from modules.checkpoints.shelf import Entry, Shelf
-from modules.core import hardware, hashing
+from modules.core import hardware, hashing, pages
 from modules.core.errors import BusyError, CheckpointError, OutOfMemoryError, WebUIError
 from modules.families.base import Model
 from modules.networks import layers
@@ -201,6 +201,8 @@ class Residency:
             _tidy(self._device)
         try:
             load.move(resident.model, self._device)
+            if self._device.type == "cpu":
+                pages.gather_soon()
         except OutOfMemoryError:
             if self._device.type == "cpu":
                 raise

@@ -79,7 +79,7 @@ def memory_free(where: torch.device) -> int | None:
         return torch.xpu.mem_get_info(where)[0]
     if where.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return _ram_free()
+    return ram_free()
 
 
 def _choice(where: torch.device) -> tuple[str, str]:
@@ -99,8 +99,8 @@ def _choice(where: torch.device) -> tuple[str, str]:
     return "float16", "which halves the memory and keeps more digits than bfloat16"
 
 
-def _ram_free() -> int | None:
-    """Linux says it in /proc/meminfo; elsewhere unknown."""
+def ram_free() -> int | None:
+    """Bytes of main memory that can still be taken, as Linux says in /proc/meminfo; None elsewhere."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)
