@@ -1,8 +1,8 @@
 """Memory in pages of 2 MiB: a network on the CPU walks through gigabytes a step, a tenth faster where the processor need not look up each
 4 KiB of them (tests/benchmarks/against_diffusers.py).
 
-Asked for when memory is taken, such pages can take seconds to be found, and a load would take twice as long. So they are made afterwards, of
-what is there already, while the user writes a prompt.
+Asked for when memory is taken, such pages can take seconds to be found, and a load would take twice as long. So they are made afterwards,
+of what is there already, while the user writes a prompt.
 """
 from __future__ import annotations
 
