@@ -17,6 +17,7 @@ from modules.core.progress import Progress
 from modules.jobs.lock import Lock, holder
 from modules.jobs.store import JobRow, Store
 from modules.pipeline.request import Request
+from modules.sampling import catalogue
 from modules.tools import Library
 
 SCENE = "vae-bench"                                         # the seed of the scene that is drawn where no picture is given
@@ -98,6 +99,34 @@ def demo_report(paths: Paths, checkpoint: str, count: int, tell: Callable[[int, 
     artist = Artist(library.shelf, library.tokenizer, Request(checkpoint=name, width=width, height=height, steps=20))
     made = report(artist.draw, size=min(width, height), count=count, decoded=artist.there_and_back, tell=tell)
     return (f"{name}, 20 steps", *made.lines()), made.sheet
+
+
+def samplers(names: Sequence[str] = ()) -> tuple[dict[str, Any], ...]:
+    """The samplers of these names or aliases, all of them for none: name, aliases, order of its error or None, model calls a step, its
+    own schedule or "", and options as the API lists them. Raises NotFoundError."""
+    entries = [catalogue.sampler(name) for name in names] or catalogue.SAMPLERS
+    return tuple({"name": entry.name, "aliases": entry.aliases, "order": entry.order, "calls": entry.calls(1),
+                  "schedule": entry.default_schedule or "", "options": entry.options} for entry in entries)
+
+
+def sampler_grid(paths: Paths, checkpoint: str, names: Sequence[str], steps: Sequence[int], *, reference: int, prompt: str, seed: int,
+                 cfg_scale: float, size: int, tell: Callable[[int, int], None]) -> tuple[tuple[str, ...], str, Any]:
+    """Samplers side by side on a checkpoint ("" = the one chosen at start), see pipeline.sampler_grid: lines of a table, the same as CSV,
+    and a picture of all.
+
+    names: of samplers; none = all of them. size: pixels of an edge, 0 = the checkpoint's own. tell(done, of) after each picture, in
+    steps, and may raise to stop. Raises a WebUIError.
+    """
+    # Heavy: torch.
+    from modules.demo.artist import Artist
+    from modules.pipeline import sampler_grid as grids
+    library = Library(paths)
+    name, _ = library.choose_checkpoint(checkpoint, "")
+    width, height = (size, size) if size else library.native_size(name, "")
+    request = Request(checkpoint=name, width=width, height=height, prompt=prompt, seed=seed, cfg_scale=cfg_scale)
+    made = grids.sampler_grid(Artist(library.shelf, library.tokenizer, request).picture, request, tuple(names) or
+                              tuple(entry.name for entry in catalogue.SAMPLERS), tuple(steps), reference=reference, tell=tell)
+    return (f"{name}, {width} x {height}, seed {seed}", *made.lines()), made.csv(), made.sheet()
 
 
 def vae_bench(paths: Paths, vaes: Sequence[str], *, image: Path | None, latent: Path | None, scale: float, size: int,

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modules.cli import import_a1111, models, schedule, vae_bench
+from modules.cli import import_a1111, models, samplers, schedule, vae_bench
 from modules.cli.makers import Made, like, maker, say
 from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
 from modules.core.paths import Paths
 from modules.errands import demo_report as judge
-from modules.errands import history, train
+from modules.errands import history, sampler_grid, train
 from modules.errands import vae_bench as bench
 from modules.imaging import metadata
 from modules.pipeline import infotext, parameters
@@ -94,6 +94,8 @@ def parser() -> argparse.ArgumentParser:
     judged.add_argument("--count", type=int, default=256, metavar="N", help="prompts, drawn with and without unknown words (default: 256)")
     judged.add_argument("--sheet", type=Path, metavar="FILE", help="a .png for the contact sheet (default: demo-report.png in the data)")
     judged.add_argument("--quiet", action="store_true", help="no progress line")
+    samplers.add(_command(commands, "samplers", samplers.run, "list the samplers, or draw one prompt with all of them side by side"),
+                 sampler_grid)
     vae_bench.add(_command(commands, "vae-bench", vae_bench.run, "compare VAEs: the same latent, and a picture there and back"), bench)
     schedule.add(_command(commands, "schedule", schedule.run, "show the noise levels of schedules, as numbers and as curves"))
     for command in (draw, redraw, again, up):

@@ -19,6 +19,7 @@ COMMANDS = (
     ("train", "train a model or a VAE as a recipe says, or go on with it: train my.toml"),
     ("demo-report", "measure how well the embedded model, or another, follows words about storybook scenes"),
     ("vae-bench", "compare VAEs as a table, CSV and pictures: vae-bench --vae A --vae B [--image photo.png | --latent z.safetensors]"),
+    ("samplers", "list the samplers; with --grid draw one prompt with all of them: a picture and a table of times and distances"),
     ("schedule", "show the noise levels of schedules as numbers and as curves: schedule --plot levels.png --scheduler Karras --steps 20"),
 )
 FOLDERS = (

@@ -1,4 +1,4 @@
-"""A checkpoint that draws for the report: the pipeline's own spine, without queue and files."""
+"""A checkpoint that draws for reports and comparisons: the pipeline's own spine, without queue and files."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -23,8 +23,7 @@ class Artist:
     """One checkpoint of the shelf. request: what all pictures share; it names a checkpoint and a size."""
 
     def __init__(self, shelf: Shelf, tokenizer: Tokenizer, request: Request) -> None:
-        sampler, scheduler = catalogue.resolve(request.sampler, request.scheduler)
-        self._request = replace(request, sampler=sampler, scheduler=scheduler, vae=request.vae or "Automatic", subseed=0)
+        self._request = replace(request, vae=request.vae or "Automatic", subseed=0)
         device = hardware.device()
         self._resources = Resources(
             settings=Settings(), models=Residency(shelf, device, hardware.dtype(device)), adapters=None, upscalers=None, styles={},
@@ -32,8 +31,13 @@ class Artist:
 
     def draw(self, prompt: str, seed: int) -> Image.Image:
         """The picture of these words, RGB. Raises a WebUIError."""
-        result = generate(replace(self._request, prompt=prompt, seed=seed), self._resources)
-        return result.pictures[0].image
+        return self.picture(replace(self._request, prompt=prompt, seed=seed))
+
+    def picture(self, request: Request) -> Image.Image:
+        """The first picture of a request of one's own, RGB. Raises a WebUIError."""
+        sampler, scheduler = catalogue.resolve(request.sampler, request.scheduler)
+        wanted = replace(request, sampler=sampler, scheduler=scheduler, vae=request.vae or self._request.vae, subseed=0)
+        return generate(wanted, self._resources).pictures[0].image
 
     def there_and_back(self, image: Image.Image) -> Image.Image:
         """What the VAE makes of a picture: encoded (the mean of what it could be) and decoded."""

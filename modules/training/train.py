@@ -67,7 +67,7 @@ def _train_vae(recipe: Recipe, folder: Path, progress: ProgressLike, source: Sou
 def _train_diffusion(recipe: Recipe, folder: Path, progress: ProgressLike, source: Source, device: torch.device, sheet: Sheet | None,
                      tokenizer: Tokenizer) -> Path:
     networks = networks_for(recipe)
-    networks.vae.to(device).eval()
+    networks.vae.to(device, memory_format=torch.channels_last).eval()     # type: ignore[call-overload]
     task = Diffusion(recipe, networks, _batches(recipe, networks, folder, progress, source, device), tokenizer, device)
     run = _run(recipe, task, folder, progress, sheet or (lambda task, step: samples.sheet(task)))     # type: ignore[arg-type]
     run.go()
