@@ -292,9 +292,13 @@ class UNet(nn.Module):
         if self.config.middle_depth > -2:
             x = self.middle_block(x, time, context)
         for stage in self.output_blocks:
-            x = torch.cat((x, skips.pop()), dim=1)
+            x = self.join(x, skips.pop())
             x = stage(x, time, context, skips[-1].shape[-2:] if skips else None)
         return self.out(x)
+
+    def join(self, x: Tensor, skip: Tensor) -> Tensor:
+        """What comes from below, and what a stage downwards left, side by side."""
+        return torch.cat((x, skip), dim=1)
 
 
 def _attention(channels: int, depth: int, config: UNetConfig, text_only: bool = False) -> nn.Module:

@@ -1,6 +1,7 @@
 """From the first noisy latent to the last: a network, a ladder, what stands around the model, and a sampler."""
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import pkgutil
@@ -124,7 +125,10 @@ def network_rows(unet: nn.Module, prediction: Prediction, check: Callable[[], No
             if told.concat is not None:
                 x_in = torch.cat((x_in, told.concat), dim=1)
             extra = {name: value for name, value in (("vector", told.vector), ("label", told.label)) if value is not None}
-            return unet(x_in, seen_timesteps(timesteps.to(device), dtype), told.cross, **extra).to(x.device, x.dtype)
+            with contextlib.ExitStack() as inside:
+                for change in rows.changes:
+                    inside.enter_context(change(unet, x.shape[-2:]))
+                return unet(x_in, seen_timesteps(timesteps.to(device), dtype), told.cross, **extra).to(x.device, x.dtype)
 
         return prediction.denoised(network, rows.x, rows.sigma)
 

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from modules.networks.changes import Change
 from modules.sampling.conditioning import Conditioning, cat
 from modules.sampling.samplers import Denoise, Denoised
 
@@ -38,6 +39,7 @@ class Rows:
     """Rows that go through the network in one call.
 
     x: (R, C, h, w) noisy latents, all at the level `sigma` (0-d). conditioning: R rows. call: number of the denoiser call in this pass.
+    scale: what the guidance multiplies the prompts' differences by at this call. changes: of the network, for this call alone.
     For each row: `which` prompt it is told, `picture` (its index in the batch), `part` (of AND; 0 for others), `weights` of that part.
     """
 
@@ -49,6 +51,8 @@ class Rows:
     part: tuple[int, ...]
     weights: tuple[float, ...]
     call: int = 0
+    scale: float = 1.0
+    changes: tuple[Change, ...] = ()
 
 
 RowsDenoise = Callable[[Rows], Tensor]                      # -> clean latents (R, C, h, w), row by row
@@ -92,7 +96,7 @@ def cfg(rows_denoise: RowsDenoise, conditioning_at: ConditioningAt, cfg_scale: f
             kept[:] = [(rows, _groups(rows, batch_rows_limit))]
         answers: list[Tensor | None] = [None] * len(rows)
         for group in kept[0][1]:
-            for index, answer in zip(group.indices, rows_denoise(group.rows(x, sigma, call)), strict=True):
+            for index, answer in zip(group.indices, rows_denoise(group.rows(x, sigma, call, scale)), strict=True):
                 answers[index] = answer
         return _combined(rows, answers, len(x), scale, image_scale)
 
@@ -122,9 +126,9 @@ class _Group:
     members: tuple[_Row, ...]
     conditioning: Conditioning
 
-    def rows(self, x: Tensor, sigma: Tensor, call: int) -> Rows:
+    def rows(self, x: Tensor, sigma: Tensor, call: int, scale: float) -> Rows:
         pictures = tuple(row.picture for row in self.members)
-        return Rows(x=x[list(pictures)], sigma=sigma, conditioning=self.conditioning, call=call, picture=pictures,
+        return Rows(x=x[list(pictures)], sigma=sigma, conditioning=self.conditioning, call=call, scale=scale, picture=pictures,
                     which=tuple(row.which for row in self.members), part=tuple(row.part for row in self.members),
                     weights=tuple(row.weight for row in self.members))
 
