@@ -18,20 +18,22 @@ from modules.core.progress import Progress
 from modules.families.base import Model
 from modules.imaging import convert
 from modules.imaging.metadata import pixels_sha256
+from modules.networks.changes import merged_tokens
 from modules.pipeline import infotext, latents, parameters, preview, provenance
 from modules.pipeline.doors import Doors
 from modules.pipeline.opening import Opening, closed
 from modules.pipeline.plan import Batch, Slot, plan
 from modules.pipeline.request import Picture, Request, Resources, Result
-from modules.pipeline.start import knobs, start
+from modules.pipeline.start import Begin, knobs, start
 from modules.prompts import timeline
 from modules.prompts.encode import Encoded, encode_program
 from modules.prompts.vocabularies import CLIP
 from modules.sampling import catalogue
 from modules.sampling.conditioning import Conditioning
-from modules.sampling.denoise import Relay, denoise
-from modules.sampling.guidance import ConditioningAt, PictureTexts
+from modules.sampling.denoise import Relay, WrapModel, denoise
+from modules.sampling.guidance import ConditioningAt, PictureTexts, Skip, skips
 from modules.sampling.prediction import Prediction
+from modules.sampling.steering import changed
 
 log = logging.getLogger("easel.pipeline")
 
@@ -147,7 +149,8 @@ def _compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources,
             model.unet, model.prediction, begin.x, begin.sigmas, catalogue.sampler(batch.request.sampler),
             conditioning_at=told_at(told, model, opening), noise=begin.noise, image_cfg_scale=opening.image_cfg_scale,
             cfg_scale=batch.request.cfg_scale, guided_model=model.guided, relay=refiner.relay(batch, model, work),
-            knobs=knobs(batch.request), on_step=on_step, check=progress.check, wrap_models=doors.wrap_models(batch),
+            knobs=knobs(batch.request), on_step=on_step, check=progress.check, skip=left_out(batch.request, begin),
+            wrap_models=[*inside(batch.request), *doors.wrap_models(batch)],
             wraps=[*([begin.mask.wrap] if begin.mask else []), *doors.wraps(batch)])
     progress.at(stage="decoding")
     with model.at_work(model.vae):
@@ -158,6 +161,17 @@ def _compute(batch: Batch, model: Model, refiner: Refiner, resources: Resources,
     pictures = (picture_of(slot, batch.request, model, refiner.model, texts, one, done.complete)
                 for slot, texts, one in zip(batch.slots, told, images, strict=True))
     return [doors.picture(picture, batch) for picture in pictures]
+
+
+def left_out(request: Request, begin: Begin) -> Skip | None:
+    """At which calls the negative prompt is not asked."""
+    calls = catalogue.sampler(request.sampler).calls(len(begin.sigmas) - 1)
+    return skips(request.s_min_uncond, request.s_min_uncond_all, request.skip_early_cond, calls)
+
+
+def inside(request: Request) -> list[WrapModel]:
+    """What the request itself changes in the network."""
+    return [lambda rows_denoise: changed(rows_denoise, merged_tokens(request.token_merging_ratio))] if request.token_merging_ratio else []
 
 
 def texts_of(batch: Batch, model: Model, resources: Resources, opening: Opening) -> list[Encoded]:

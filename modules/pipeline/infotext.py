@@ -100,6 +100,7 @@ def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
         "Conditional mask weight": None,
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "ENSD": request.eta_noise_seed_delta if entry.uses_ensd and request.eta_noise_seed_delta and request.eta != 0 else None,
+        "Token merging ratio": request.token_merging_ratio or None,
         "RNG": "CPU" if request.randn_source == "CPU" else "NV",
         "Refiner": facts.refiner or None,
         "Refiner switch at": request.refiner_switch_at if facts.refiner else None,
@@ -136,6 +137,9 @@ def _sampling_pairs(request: Request, entry: catalogue.SamplerEntry, *, named: b
         "Sigma tmin": knob("s_tmin", 0.0),
         "Sigma tmax": knob("s_tmax", 0.0),
         "Sigma noise": knob("s_noise", 1.0),
+        "Skip Early CFG": request.skip_early_cond or None,
+        "NGMS": request.s_min_uncond or None,
+        "NGMS all steps": True if request.s_min_uncond and request.s_min_uncond_all else None,
     }
 
 

@@ -102,6 +102,10 @@ class Request:
     schedule_sigma_max: float = 0.0
     discard_penultimate_sigma: bool = False
     sgm_noise_multiplier: bool = False
+    s_min_uncond: float = 0.0                               # below this noise level the negative prompt is left out, 0 = never
+    s_min_uncond_all: bool = False                          # at every step; else at every second
+    skip_early_cond: float = 0.0                            # in this share of the first steps, too
+    token_merging_ratio: float = 0.0                        # of the cells, before they look at each other
     deterministic: bool = False                             # one picture at a time: bit-identical in any batch
     image_format: str = "png"                               # png, jpg, webp
     init: InitImage | None = None                           # None = from noise alone
