@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from modules.engine import Engine
-from webui.api import generate, img2img, internal, jobs, listings, pictures, settings, static
+from webui.api import generate, img2img, internal, jobs, listings, pictures, scripts, settings, static
 from webui.api.errors import install_handlers
 
 __all__ = ["install_handlers", "routes"]
@@ -23,8 +23,8 @@ def routes(engine: Engine, flags: Any) -> APIRouter:
     """All routes that these flags ask for. flags: core.flags.Flags."""
     router = APIRouter()
     if flags.api or flags.nowebui:
-        for part in (generate.routes(engine), img2img.routes(engine), listings.routes(engine), settings.routes(engine, flags),
-                     pictures.routes(engine)):
+        for part in (generate.routes(engine), img2img.routes(engine), listings.routes(engine), scripts.routes(engine),
+                     settings.routes(engine, flags), pictures.routes(engine)):
             router.include_router(part, prefix="/sdapi/v1", tags=["sdapi"])
     if not flags.nowebui:
         router.include_router(internal.routes(engine), prefix="/internal", tags=["internal"])

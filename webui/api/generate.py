@@ -14,6 +14,7 @@ from fastapi import APIRouter, Response
 from modules.engine import Engine, Job
 from webui.api import schemas
 from webui.api.replies import info, timestamp
+from webui.api.scripts import extra_of
 
 SIGNS = string.ascii_uppercase + string.digits
 
@@ -52,7 +53,7 @@ def _submit(engine: Engine, body: schemas.Txt2ImgBody) -> tuple[schemas.Txt2ImgB
     schemas.refuse_what_is_missing(filled)
     values = dict(filled)
     overrides = values["override_settings"] or {}
-    request = engine.tools.request(schemas.fields_of(filled), overrides, api=True)
+    request = engine.tools.request({**schemas.fields_of(filled), "extra": extra_of(engine, filled)}, overrides, api=True)
     task = values["force_task_id"] or new_task("txt2img")
     return filled, engine.submit(request, save=bool(values["save_images"]), task_id=task, overrides=overrides)
 

@@ -11,6 +11,7 @@ from webui.api import schemas
 from webui.api.errors import ApiError
 from webui.api.generate import new_task, reply
 from webui.api.pictures import decoded
+from webui.api.scripts import extra_of
 
 
 def routes(engine: Engine) -> APIRouter:
@@ -34,7 +35,7 @@ def _submit(engine: Engine, body: schemas.Txt2ImgBody) -> tuple[schemas.Txt2ImgB
     schemas.refuse_what_is_missing(filled)
     values = dict(filled)
     overrides = values["override_settings"] or {}
-    fields = schemas.fields_of(filled)
+    fields = {**schemas.fields_of(filled), "extra": extra_of(engine, filled)}
     fields["init"], notices = _init(engine, filled)
     request = engine.tools.request(fields, overrides, api=True)
     task = values["force_task_id"] or new_task("img2img")

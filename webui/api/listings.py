@@ -104,11 +104,7 @@ def _nothing_yet(router: APIRouter) -> None:
     def latent_upscale_modes() -> list[dict[str, str]]:
         return [{"name": name} for name in LATENT_MODES]
 
-    @router.get("/scripts")
-    def scripts() -> dict[str, list[str]]:
-        return {"txt2img": [], "img2img": []}
-
-    for name in ("loras", "hypernetworks", "face-restorers", "realesrgan-models", "extensions", "script-info"):
+    for name in ("loras", "hypernetworks", "face-restorers", "realesrgan-models"):
         router.add_api_route(f"/{name}", _empty, methods=["GET"], name=name)
 
 

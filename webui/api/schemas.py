@@ -26,7 +26,7 @@ MORE: tuple[tuple[str, type, Any], ...] = (
     ("do_not_save_grid", bool, False), ("override_settings", dict, None), ("override_settings_restore_afterwards", bool, True),
     ("script_name", str, None), ("script_args", list, []), ("alwayson_scripts", dict, {}),
     ("force_task_id", str, None), ("infotext", str, None),
-    ("restore_faces", bool, None), ("tiling", bool, None), ("denoising_strength", float, None), ("s_min_uncond", float, None),
+    ("restore_faces", bool, None), ("tiling", bool, None), ("denoising_strength", float, None),
     ("disable_extra_networks", bool, False),
     ("firstpass_image", str, None), ("comments", dict, None), ("enable_hr", bool, False), ("firstphase_width", int, 0),
     ("firstphase_height", int, 0), ("hr_scale", float, 2.0), ("hr_upscaler", str, None), ("hr_second_pass_steps", int, 0),
@@ -147,16 +147,11 @@ def init_of(body: Txt2ImgBody) -> dict[str, Any]:
 def refuse_what_is_missing(body: Txt2ImgBody) -> None:
     """Raises ApiError (422) for a feature that was asked for and is not here, so that no picture pretends to have it."""
     values = dict(body)
-    if values["script_name"]:
-        raise ApiError(f"Script '{values['script_name'][:100]}' not found")
-    for name in values["alwayson_scripts"]:
-        raise ApiError(f"Script '{str(name)[:100]}' not found")
     for asked, words in (
         (values.get("enable_hr"), "Hires fix (enable_hr)"),
         (values.get("firstphase_width") or values.get("firstphase_height"), "A first pass of another size (firstphase_width)"),
         (values["restore_faces"], "Face restoration (restore_faces)"),
         (values["tiling"], "Tiling (tiling)"),
-        (values["s_min_uncond"], "Negative guidance minimum sigma (s_min_uncond)"),
     ):
         if asked:
             raise ApiError(f"{words} is not there yet in this version; leave it out.")
