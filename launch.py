@@ -60,7 +60,7 @@ def run(order, paths):
         import pytest
         os.chdir(str(paths.root))
         if not any(os.path.exists(word.split("::")[0]) for word in words):
-            words.insert(0, "tests")
+            words[:0] = ["tests", "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]     # each test takes one core
         return int(pytest.main(words))
     environment.settle(paths.data)
     if order.command:

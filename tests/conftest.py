@@ -22,26 +22,24 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="nightly only"))
 
 
-FIGURES = pytest.StashKey[dict]()
-
-
-def pytest_configure(config):
-    config.stash[FIGURES] = {}
-
-
 @pytest.fixture
-def figure(pytestconfig):
+def figure(request):
     """figure(name, value, gate): what was measured, printed below the tests; of several values of a name the largest."""
     def tell(name, value, gate):
-        found = pytestconfig.stash[FIGURES]
-        found[name] = max(found.get(name, (value, gate)), (value, gate))
+        request.node.user_properties.append(("figure", (name, value, gate)))     # this much of a test reaches the process that prints
     return tell
 
 
-def pytest_terminal_summary(terminalreporter, config):
-    if config.stash[FIGURES]:
+def pytest_terminal_summary(terminalreporter):
+    found = {}
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for kind, said in getattr(report, "user_properties", ()):
+            if kind == "figure" and report.when == "call":
+                name, value, gate = said
+                found[name] = max(found.get(name, (value, gate)), (value, gate))
+    if found:
         terminalreporter.section("measured")
-        for name, (value, gate) in sorted(config.stash[FIGURES].items()):
+        for name, (value, gate) in sorted(found.items()):
             terminalreporter.line(f"{name:70} {value:10.3g}   {gate}")
 
 
