@@ -25,7 +25,7 @@ from modules.pipeline.opening import Opening, closed
 from modules.pipeline.plan import Batch, Slot, plan
 from modules.pipeline.request import Picture, Request, Resources, Result
 from modules.pipeline.start import Begin, knobs, start
-from modules.prompts import timeline
+from modules.prompts import grammar, timeline
 from modules.prompts.encode import Encoded, encode_program
 from modules.prompts.vocabularies import CLIP
 from modules.sampling import catalogue
@@ -214,12 +214,18 @@ def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> 
     calls = catalogue.sampler(request.sampler).calls(request.steps)
     widths = tuple(tower.width for tower in model.text if tower.vocabulary == CLIP)
     words = resources.embeddings.words(resources.tokenizer, widths) if resources.embeddings and widths else None
+    (prompt, behind), (negative, negative_behind) = grammar.split_towers(slot.text), grammar.split_towers(slot.negative_prompt)
+    others = (slot.text_2 or behind or prompt, slot.negative_prompt_2 or negative_behind or negative)
+    second = timeline.program(*others, calls) if others != (prompt, negative) and len(model.text) > 1 else None
     texts = encode_program(
-        timeline.program(slot.text, slot.negative_prompt, calls), model.text, resources.tokenizer, clip_skip=request.clip_skip,
+        timeline.program(prompt, negative, calls), model.text, resources.tokenizer, clip_skip=request.clip_skip,
         emphasis=request.emphasis, comma_padding_backtrack=request.comma_padding_backtrack, device=model.device,
         cache=resources.encodings, identity=(model.sha256, model.title, str(model.dtype)),
-        zero_empty_negative=model.family.zero_empty_negative, words=words)
-    return dataclasses.replace(texts, warnings=tuple(words.skipped.values())) if words else texts
+        zero_empty_negative=model.family.zero_empty_negative, words=words, second=second)
+    warnings = tuple(words.skipped.values()) if words else ()
+    if others != (prompt, negative) and second is None:
+        warnings += (f"The second prompt was left out: {model_name(model)} has not two text encoders.",)
+    return dataclasses.replace(texts, warnings=warnings) if warnings else texts
 
 
 def watcher(model: Model, request: Request, progress: Progress) -> Callable[[int, Tensor], None]:
@@ -255,7 +261,7 @@ def picture_of(slot: Slot, request: Request, model: Model, refiner: Model | None
 def notes_of(slot: Slot, texts: Encoded) -> dict[str, str]:
     """What only this picture's text says: what its words were chosen from, which embeddings are in it. Labels as other tools have them."""
     hashes = ", ".join(f"{word.name}: {word.sha256[:12]}" for word in texts.learned)
-    pairs = {"TI hashes": hashes, "Template": slot.template, "Negative Template": slot.negative_template}
+    pairs = {"Prompt 2": slot.prompt_2, "Negative prompt 2": slot.negative_prompt_2, "TI hashes": hashes, **dict(slot.templates)}
     return {label: text for label, text in pairs.items() if text}
 
 
@@ -274,6 +280,7 @@ def record_of(slot: Slot, request: Request, model: Model, refiner: Model | None,
     """What made this picture, see provenance.record."""
     return provenance.record(
         request, index=slot.index, seed=slot.seed, subseed=slot.subseed, prompt=slot.prompt, negative_prompt=slot.negative_prompt,
+        prompt_2=slot.prompt_2, negative_prompt_2=slot.negative_prompt_2,
         model={"name": model_name(model), "sha256": model.sha256, "family": model.family.name, "prediction": model.prediction.kind},
         vae={"name": model.vae_name, "sha256": model.vae_sha256} if model.vae_name else None, libraries=libraries(),
         refiner={"name": model_name(refiner), "sha256": refiner.sha256} if refiner else None,

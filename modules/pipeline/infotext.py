@@ -317,7 +317,9 @@ TAKEN_AS_GIVEN: Mapping[str, Any] = {"clip_skip": 1, "randn_source": "NV", "sche
                                      "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": ""}
 
 
-TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "TI hashes", "Template", "Negative Template"})   # beside the request
+TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "TI hashes", "Template", "Negative Template", "Template 2",
+                  "Negative Template 2"})                   # facts beside the request
+NOT_PAIRS = frozenset({"prompt", "negative_prompt", "sampler", "scheduler"})
 
 
 def fields_of(parsed: Parsed, *, defaults: bool = False) -> dict[str, Any]:
@@ -347,7 +349,7 @@ def _translated(parsed: Parsed) -> tuple[dict[str, Any], set[str]]:
     for row in parameters.PARAMETERS:
         for label in (row.infotext, *row.also):
             text = parsed.fields.get(label, parsed.raw.get(label))
-            if not label or text is None or row.kind == "text" or row.field in ("sampler", "scheduler"):
+            if not label or text is None or row.field in NOT_PAIRS:
                 continue
             try:
                 value = parameters.coerce(row, text)

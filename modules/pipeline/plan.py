@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 from modules.pipeline.request import Request
 from modules.prompts import grammar, styles, tags, wildcards
 from modules.sampling import catalogue
 
+TEMPLATES = MappingProxyType({                              # labels, as other tools write them for the first two
+    "prompt": "Template", "negative_prompt": "Negative Template", "prompt_2": "Template 2", "negative_prompt_2": "Negative Template 2"})
 SEEDS = 2**64                                               # a seed is an unsigned 64-bit number; counting on wraps around
 
 
@@ -23,7 +26,8 @@ SEEDS = 2**64                                               # a seed is an unsig
 class Slot:
     """One picture to make. prompt and negative_prompt as the infotext will show them; text is the prompt without its tags.
 
-    template, negative_template: the prompts before wildcards were chosen, "" where there was nothing to choose.
+    prompt_2, negative_prompt_2: what the text towers behind the first one read, "" = the same; text_2 is without tags.
+    templates: (label, text) of each prompt that had wildcards, as it was before they were chosen.
     """
 
     index: int
@@ -33,8 +37,10 @@ class Slot:
     negative_prompt: str
     text: str
     uses: tuple[tags.Tag, ...] = ()
-    template: str = ""
-    negative_template: str = ""
+    prompt_2: str = ""
+    negative_prompt_2: str = ""
+    text_2: str = ""
+    templates: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,27 +67,29 @@ def plan(request: Request, library: Mapping[str, Any], extensions: Sequence[Any]
     """
     chosen = [library[name] for name in request.styles if name in library]
     prompt, negative = styles.apply(request.prompt, request.negative_prompt, chosen)
-    prompt, negative = grammar.without_comments(prompt), grammar.without_comments(negative)
+    asked = [grammar.without_comments(text) for text in (prompt, negative, request.prompt_2, request.negative_prompt_2)]
     files = source or wildcards.Nothing()
 
     def slot(index: int) -> Slot:
         seed, subseed = seeds(request, index)
-        words, template = _chosen(prompt, files, seed, "prompt")
-        against, negative_template = _chosen(negative, files, seed, "negative_prompt")
-        text, uses = tags.extract(words)
-        return Slot(index=index, seed=seed, subseed=subseed, prompt=words, negative_prompt=against, text=text, uses=uses,
-                    template=template, negative_template=negative_template)
+        told = [_chosen(text, files, seed, field) for text, field in zip(asked, TEMPLATES, strict=True)]
+        words, against, words_2, against_2 = told
+        (text, uses), (text_2, uses_2) = tags.extract(words), tags.extract(words_2)
+        return Slot(index=index, seed=seed, subseed=subseed, prompt=words, negative_prompt=against, text=text, uses=(*uses, *uses_2),
+                    prompt_2=words_2, negative_prompt_2=against_2, text_2=text_2,
+                    templates=tuple((label, before) for label, before, after in zip(TEMPLATES.values(), asked, told, strict=True)
+                                    if before != after))
 
     size = 1 if request.deterministic or catalogue.sampler(request.sampler).alone else request.batch_size
     total = request.batch_size * request.n_iter
     for number, first in enumerate(range(0, total, size)):
         slots = [slot(index) for index in range(first, first + size) if index not in done]
-        for _, together in groupby(slots, key=lambda one: one.index if one.template or one.negative_template else -1):
+        for _, together in groupby(slots, key=lambda one: one.index if one.templates else -1):
             group = tuple(together)
             yield Batch(request=request, number=number, slots=group, uses=group[0].uses)
 
 
-def _chosen(text: str, files: wildcards.Source, seed: int, field: str) -> tuple[str, str]:
-    """(the text with its wildcards chosen and without their comments, the text itself if that is another)."""
+def _chosen(text: str, files: wildcards.Source, seed: int, field: str) -> str:
+    """The text with its wildcards chosen and without their comments."""
     words = wildcards.resolve(text, files, seed, field)
-    return (text, "") if words == text else (grammar.without_comments(words), text)
+    return words if words == text else grammar.without_comments(words)

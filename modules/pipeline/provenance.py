@@ -17,10 +17,12 @@ from modules.pipeline.request import Request
 FORMAT = 1                                                  # grows when a reader of the old form would misread the new one
 KEYWORD = "easel"
 MAX_RECORD = 2_500_000                                      # bytes of UTF-8
+TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def record(request: Request, *, index: int, seed: int, subseed: int, prompt: str, negative_prompt: str,
+           prompt_2: str | None = None, negative_prompt_2: str | None = None,
            model: Mapping[str, Any], vae: Mapping[str, Any] | None = None, refiner: Mapping[str, Any] | None = None,
            files: Sequence[Mapping[str, Any]] = (),
            libraries: Mapping[str, str], device: str, dtype: str, layers: Mapping[str, Any] | str,
@@ -33,11 +35,9 @@ def record(request: Request, *, index: int, seed: int, subseed: int, prompt: str
     their table.
     pixels: {sha256, width, height} of the decoded picture.
     """
+    texts = {"prompt": prompt, "negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
     picture: dict[str, Any] = {"index": index, "seed": seed, "subseed": subseed, "complete": complete}
-    if prompt != request.prompt:
-        picture["prompt"] = prompt
-    if negative_prompt != request.negative_prompt:
-        picture["negative_prompt"] = negative_prompt
+    picture |= {field: text for field, text in texts.items() if text is not None and text != getattr(request, field)}
     return _plain({
         KEYWORD: FORMAT, "request": parameters.normal(request).to_json(), "picture": picture, "model": model, "vae": vae,
         **({"refiner": refiner} if refiner else {}),
@@ -84,7 +84,7 @@ def alone(record: Mapping[str, Any]) -> Request:
     request, picture = request_of(record), record["picture"]
     single = dataclasses.replace(
         request, batch_size=1, n_iter=1, styles=(), seed=picture.get("seed", request.seed), subseed=picture.get("subseed", request.subseed),
-        prompt=picture.get("prompt", request.prompt), negative_prompt=picture.get("negative_prompt", request.negative_prompt))
+        **{field: picture.get(field, getattr(request, field)) for field in TEXTS})
     parameters.check(single)
     return single
 

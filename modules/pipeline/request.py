@@ -68,6 +68,8 @@ class Request:
 
     prompt: str = ""
     negative_prompt: str = ""
+    prompt_2: str = ""                                      # for the text towers behind the first one (SDXL); "" = the same
+    negative_prompt_2: str = ""
     styles: tuple[str, ...] = ()
     steps: int = 20
     sampler: str = "DPM++ 2M"

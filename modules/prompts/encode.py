@@ -11,12 +11,15 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from modules.prompts import timeline
 from modules.prompts.chunk import Chunk
 from modules.prompts.learned import Learned, Words
 from modules.prompts.timeline import PromptProgram, Schedule
 from modules.prompts.tokens import Tokenizer, chunks, learned_in
 from modules.sampling.conditioning import Conditioning
 
+Text = str | tuple[str, str]                                # of all towers, or (of the first one, of the others)
+Times = Sequence[tuple[int, Text]]
 AT_ONCE = 64                                                # chunks in one call of a tower; bounds its memory
 
 
@@ -56,10 +59,10 @@ class VectorTower(TextTower, Protocol):
         ...
 
 
-def encode(text: str, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1, emphasis: str = "Original",
+def encode(text: Text, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1, emphasis: str = "Original",
            comma_padding_backtrack: int = 20, device: torch.device | str = "cpu", words: Words | None = None) -> Conditioning:
-    """One text through every tower, side by side: cross (1, T * chunks, sum of widths), and vector (1, sum of P) of the first chunk where
-    towers give one; float32. Nothing at all without a tower.
+    """One text (or the first tower's and the others') through every tower, side by side: cross (1, T * chunks, sum of widths), and vector
+    (1, sum of P) of the first chunk where towers give one; float32. Nothing at all without a tower.
 
     Raises PromptError or RequestError as `tokens.chunks` does.
     """
@@ -68,13 +71,21 @@ def encode(text: str, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip
     crosses: list[Tensor] = []
     vectors: list[Tensor] = []
     with torch.no_grad():
+        chunked = [chunks(_of(text, number), tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack,
+                          vocabulary=tower.vocabulary, words=words) for number, tower in enumerate(towers)]
+        longest = 0 if isinstance(text, str) else max(len(found) for found in chunked)
         for number, tower in enumerate(towers):
-            found = chunks(text, tokenizer, emphasis=emphasis, comma_padding_backtrack=comma_padding_backtrack,
-                           vocabulary=tower.vocabulary, words=words)
+            found = chunked[number]
+            found += chunks("", tokenizer, vocabulary=tower.vocabulary) * (longest - len(found))     # of two texts one may be the shorter
             cross, vector = _through(tower, number, found, clip_skip, emphasis, device)
             crosses.append(cross.reshape(1, -1, cross.shape[-1]))
             vectors += [] if vector is None else [vector]
     return Conditioning(cross=torch.cat(crosses, dim=2), vector=torch.cat(vectors, dim=1) if vectors else None)
+
+
+def _of(text: Text, number: int) -> str:
+    """What the tower of this number reads."""
+    return text if isinstance(text, str) else text[min(number, 1)]
 
 
 def _through(tower: TextTower, number: int, found: Sequence[Chunk], clip_skip: int, emphasis: str,
@@ -202,20 +213,22 @@ class Encoded:
 def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1,
                    emphasis: str = "Original", comma_padding_backtrack: int = 20, device: torch.device | str = "cpu",
                    cache: EncodeCache | None = None, identity: Hashable = None, zero_empty_negative: bool = False,
-                   words: Words | None = None) -> Encoded:
+                   words: Words | None = None, second: PromptProgram | None = None) -> Encoded:
     """Every text of the program, each encoded once and alone.
 
     The steps of one schedule are filled with empty chunks to its own longest, the parts of AND by their last vector.
     identity: what the towers are (checkpoint hash, adapters on it, dtype); part of the cache's key.
-    words: the learned ones that these towers know; the hashes of those in a text are part of the key.
+    second: what the towers behind the first one read, where that is something else; its parts of AND go with the first's one by one, the
+    last with all that are left. words: the learned ones that these towers know; the hashes of those in a text are part of the key.
     zero_empty_negative: a negative prompt that is empty at every step becomes zeros, not the encoding of the empty text.
     """
     kept = EncodeCache() if cache is None else cache
 
     learned: dict[str, Learned] = {}
 
-    def encoded(text: str) -> Conditioning:
-        found = {word.name: word for word in learned_in(text, tokenizer, words, emphasis)}
+    def encoded(text: Text) -> Conditioning:
+        texts = (text,) if isinstance(text, str) else text
+        found = {word.name: word for one in texts for word in learned_in(one, tokenizer, words, emphasis)}
         learned.update(found)
         hashes = tuple((name, word.sha256) for name, word in found.items())
         key = (text, clip_skip, emphasis, comma_padding_backtrack, str(device), identity, hashes)
@@ -223,16 +236,28 @@ def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenize
             text, towers, tokenizer, clip_skip=clip_skip, emphasis=emphasis,
             comma_padding_backtrack=comma_padding_backtrack, device=device, words=words))
 
-    parts = [(part.weight, _timed(part.times, encoded)) for part in program.parts]
+    other = second.parts if second else program.parts
+    parts = [(part.weight, _timed(_paired(part.times, other[min(number, len(other) - 1)].times), encoded))
+             for number, part in enumerate(program.parts)]
     tokens = max(_tokens(timed.conds[0]) for _, timed in parts)
-    negative = _timed(program.negative, encoded)
-    if zero_empty_negative and all(text == "" for _, text in program.negative):
+    against = _paired(program.negative, second.negative if second else program.negative)
+    negative = _timed(against, encoded)
+    if zero_empty_negative and all(text == "" for _, text in against):
         negative = _each(negative, _zeros)
     parts = [(weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts]
     return Encoded(tuple(parts), negative, tuple(learned.values()))
 
 
-def _timed(times: Schedule, encoded: Callable[[str], Conditioning]) -> Timed:
+def _paired(times: Schedule, others: Schedule) -> Times:
+    """One schedule of both: at every step what the first tower and what the others read; one text where both are the same."""
+    if others == times:
+        return times
+    ends = sorted({end for end, _ in (*times, *others)})
+    pairs = [(timeline.at(times, end), timeline.at(others, end)) for end in ends]
+    return [(end, pair[0] if pair[0] == pair[1] else pair) for end, pair in zip(ends, pairs, strict=True)]
+
+
+def _timed(times: Times, encoded: Callable[[Text], Conditioning]) -> Timed:
     """The schedule encoded; shorter texts filled with empty chunks."""
     known = {text: encoded(text) for _, text in times}
     timed = Timed(tuple(end for end, _ in times), tuple(known[text] for _, text in times))

@@ -209,6 +209,14 @@ def split_and(text: str) -> tuple[tuple[str, float], ...]:
     return tuple(parts)
 
 
+def split_towers(text: str) -> tuple[str, str | None]:
+    """(what the first text tower reads, what the others read): the text before TE2: and the one behind it; None without a TE2:."""
+    for at in whole_words(text, "TE2"):
+        if text[at + 3:at + 4] == ":":
+            return text[:at].rstrip(), text[at + 4:].lstrip()
+    return text, None
+
+
 def _weighed(part: str) -> tuple[str, float]:
     part = part.rstrip()
     before, colon, number = part.rpartition(":")

@@ -194,7 +194,8 @@ def count(text: str, tokenizer: Tokenizer, *, steps: int = 20, negative: bool = 
     grammar.check(text, "negative_prompt" if negative else "prompt")
     if comments:
         text = grammar.without_comments(text)
-    parts = ((text, 1.0),) if negative else grammar.split_and(tags.extract(text)[0])
+    sides = [side for side in grammar.split_towers(text if negative else tags.extract(text)[0]) if side is not None]
+    parts = [part for side in sides for part in (((side, 1.0),) if negative else grammar.split_and(side))]
     texts = {step for part, _ in parts for _, step in timeline.schedule(part, steps)}
     most = 0
     for step in texts:

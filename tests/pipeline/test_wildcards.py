@@ -60,4 +60,4 @@ def test_what_a_wildcard_chooses_counts_as_written_there():
 
 def test_a_prompt_without_a_choice_is_planned_as_ever():
     (batch,) = plan(Request(prompt="a {cat} [x|y]", seed=1, batch_size=2), {}, (), frozenset())
-    assert [(slot.prompt, slot.template, slot.negative_template) for slot in batch.slots] == [("a {cat} [x|y]", "", "")] * 2
+    assert [(slot.prompt, slot.templates) for slot in batch.slots] == [("a {cat} [x|y]", ())] * 2
