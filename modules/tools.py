@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from modules.model_facts import ModelInfo, NativeSizes, info
 from modules.pipeline import infotext, parameters, provenance
 from modules.pipeline.extension import Entry, of_text, pasted
 from modules.pipeline.request import Request, Result
-from modules.prompts import styles, wildcards
+from modules.prompts import grammar, styles, wildcards
+from modules.prompts.styles import Style
+from modules.prompts.styles import apply as apply_styles
 from modules.sampling import catalogue
 
 PAGE_DEFAULTS = "page_defaults.json"                        # in the data folder: {tab: {Request field: value}}
@@ -92,6 +94,11 @@ class Library:
     def styles(self) -> dict[str, Any]:
         """Style by name, as the styles file has them now."""
         return {style.name: style for style in styles.read(self._paths.styles_file)}
+
+    def change_styles(self, change: Callable[[dict[str, Style]], dict[str, Style]]) -> None:
+        """Write the styles file anew with what `change` makes of its styles by name. Raises SettingsError, SaveError."""
+        with self._lock:
+            styles.write(self._paths.styles_file, change(self.styles()).values())
 
     def wildcards(self) -> wildcards.Folder:
         """The files that prompts choose lines from, as they are now; each is read when a prompt names it."""
@@ -252,6 +259,25 @@ class Tools:
         """The styles of styles.csv in its order: name, prompt, negative_prompt."""
         return tuple(self._library.styles().values())
 
+    def keep_style(self, name: str, prompt: str, negative_prompt: str) -> None:
+        """A new style at the end of styles.csv, or other texts for the one of this name. Raises SettingsError, PromptError, SaveError."""
+        grammar.check(prompt)
+        grammar.check(negative_prompt, "negative_prompt")
+        self._library.change_styles(lambda known: known | {name: Style(name, prompt, negative_prompt)})
+
+    def remove_style(self, name: str) -> None:
+        """Raises NotFoundError, SettingsError, SaveError."""
+        def without(known: dict[str, Style]) -> dict[str, Style]:
+            if name not in known:
+                raise NotFoundError(f"There is no style “{name[:80]}”.")
+            return {key: style for key, style in known.items() if key != name}
+
+        self._library.change_styles(without)
+
+    def wildcards(self) -> tuple[str, ...]:
+        """The names of the files that prompts may choose lines from."""
+        return self._library.wildcards().names()
+
     def embeddings(self, refresh: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
         """(loaded, skipped) by name: embeddings that the chosen checkpoint can use, and the others, or why they cannot be read."""
         if refresh:
@@ -327,11 +353,15 @@ class Tools:
 
     # ---- texts and pictures
 
-    def token_count(self, text: str) -> tuple[int, int]:
-        """(tokens, limit): how many tokens the prompt has, and how many fit into the chunks it fills (75, 150, ...)."""
+    def token_count(self, text: str, *, negative: bool = False, styles: Sequence[str] = ()) -> tuple[int, int]:
+        """(tokens, limit): how many tokens the prompt has, and how many fit into the chunks it fills (75, 150, ...).
+
+        negative: it is a negative prompt. styles: names of those that are merged in first.
+        """
         from modules.prompts import tokens  # tokenizers: kept off the start
-        tokenizer = self._library.tokenizer
-        return tokens.count(text, tokenizer, words=self._library.embeddings.words(tokenizer))
+        tokenizer, known = self._library.tokenizer, self._library.styles() if styles else {}
+        text = apply_styles("" if negative else text, text if negative else "", [known[name] for name in styles if name in known])[negative]
+        return tokens.count(text, tokenizer, negative=negative, words=self._library.embeddings.words(tokenizer))
 
     def read_picture(self, source: bytes | str | Path) -> Reading:
         """What a picture file (its bytes, or its path) says about how it was made. Raises ImageMetaError when it is no picture."""

@@ -314,7 +314,8 @@ def _is_weighted(prompt: str) -> bool:
 # ---- from labels to fields
 
 TAKEN_AS_GIVEN: Mapping[str, Any] = {"clip_skip": 1, "randn_source": "NV", "schedule_rho": 0.0, "schedule_sigma_min": 0.0,
-                                     "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": ""}
+                                     "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": "",
+                                     "prompt_2": "", "negative_prompt_2": ""}
 
 
 TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "TI hashes", "Template", "Negative Template", "Template 2",

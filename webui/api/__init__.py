@@ -13,7 +13,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from modules.engine import Engine
-from webui.api import generate, img2img, internal, jobs, listings, pictures, scripts, settings, static
+from webui.api import generate, img2img, internal, jobs, listings, pictures, prompts, scripts, settings, static
 from webui.api.errors import install_handlers
 
 __all__ = ["install_handlers", "routes"]
@@ -28,6 +28,7 @@ def routes(engine: Engine, flags: Any) -> APIRouter:
             router.include_router(part, prefix="/sdapi/v1", tags=["sdapi"])
     if not flags.nowebui:
         router.include_router(internal.routes(engine), prefix="/internal", tags=["internal"])
-    router.include_router(jobs.routes(engine), prefix="/easel/v1", tags=["easel"])
+    for part in (jobs.routes(engine), prompts.routes(engine)):
+        router.include_router(part, prefix="/easel/v1", tags=["easel"])
     router.include_router(static.routes(), prefix="/easel/static", include_in_schema=False)
     return router

@@ -95,6 +95,9 @@ def _settings(form: Form) -> tuple[gr.Button, dict[str, gr.Button], dict[str, gr
     with gr.Accordion("Refiner", open=False, elem_id="txt2img_refiner_show"), gr.Row():
         form.make("refiner", min_width=140, choices=_refiners(form))
         form.make("refiner_switch_at", min_width=140)
+    with gr.Accordion("Second prompt", open=False, elem_id="txt2img_prompt_2_show"):
+        form.make("prompt_2", lines=2, max_lines=8)
+        form.make("negative_prompt_2", lines=2, max_lines=8)
     return swap, random, reuse
 
 
