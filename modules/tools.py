@@ -369,9 +369,14 @@ class Tools:
         parsed = infotext.read(found.infotext)
         record, notices = _record(found)
         return Reading(
-            infotext=found.infotext, fields=dict(parsed.fields), request=_request(record, parsed) if found.infotext or record else {},
+            infotext=found.infotext, fields=dict(parsed.fields), request=self._asked(record, parsed) if found.infotext or record else {},
             record=record, items=dict(found.items), width=found.width, height=found.height, format=found.format,
             notices=(*found.notices, *notices))
+
+    def _asked(self, record: Mapping[str, Any] | None, parsed: infotext.Parsed) -> dict[str, Any]:
+        """The fields of the picture's request, the values of extensions among them where there are any extensions."""
+        fields = _request(record, parsed)
+        return {"extra": self.extra_of_text(parsed.fields), **fields} if self._extensions else fields
 
     def replay(self, source: bytes | str | Path, progress: Callable[[Job], None] | None = None) -> Any:
         """Make the picture again from what it says and compare: a pipeline.replay.Verdict.
@@ -479,7 +484,7 @@ def _request(record: Mapping[str, Any] | None, parsed: infotext.Parsed) -> dict[
         try:
             alone = provenance.alone(record)
             init = {} if alone.init is None else {item.name: getattr(alone.init, item.name) for item in dataclasses.fields(alone.init)}
-            return {**{row.field: getattr(alone, row.field) for row in parameters.PARAMETERS}, **init}
+            return {**{row.field: getattr(alone, row.field) for row in parameters.PARAMETERS}, **init, "extra": dict(alone.extra)}
         except WebUIError:
             pass                                            # made by another version: the text is what is left
     return {**infotext.fields_of(parsed, defaults=True), **infotext.init_fields_of(parsed)}

@@ -11,6 +11,7 @@ from gradio.components import Component
 from modules.engine import Engine
 from modules.pipeline import parameters
 from modules.pipeline.request import Request
+from webui.parts.extensions import Extensions
 
 # Ids as A1111 names its elements, where they are not the field's own name.
 IDS = MappingProxyType({"negative_prompt": "neg_prompt", "sampler": "sampling", "n_iter": "batch_count"})
@@ -25,7 +26,7 @@ class Form:
     """One tab's controls by the name of the Request field each of them fills.
 
     names: the fields in the order in which their controls were added; `controls` in the same order, so that handlers which take
-    `form.controls` get their values in the order of `names`.
+    `form.controls` get their values in the order of `names`. Behind them stand those of extensions.
     """
 
     def __init__(self, engine: Engine, tab: str, defaults: Request) -> None:
@@ -34,6 +35,7 @@ class Form:
         self.defaults = defaults
         self._engine = engine
         self._controls: dict[str, Component] = {}
+        self.extensions = Extensions(engine, tab)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ class Form:
 
     @property
     def controls(self) -> list[Component]:
-        return list(self._controls.values())
+        return [*self._controls.values(), *self.extensions.controls]
 
     def __getitem__(self, field: str) -> Any:
         return self._controls[field]
@@ -84,8 +86,8 @@ class Form:
 
     def request(self, values: Sequence[Any]) -> Request:
         """The values of `controls` as a Request; what has no control here comes from the settings. Raises RequestError naming the field."""
-        given = {}
-        for field, value in zip(self.names, values, strict=True):
+        given: dict[str, Any] = {"extra": self.extensions.extra(values[len(self.names):])}
+        for field, value in zip(self.names, values[:len(self.names)], strict=True):
             row = parameters.by_field(field)
             empty = value is None or (value == "" and row.kind in ("int", "float"))
             given[field] = getattr(self.defaults, field) if empty else value
@@ -96,7 +98,8 @@ class Form:
 
         A name that is in no catalogue here leaves its control alone.
         """
-        return [self._pasted(name, fields[name]) if name in fields else gr.skip() for name in self.names]
+        own = [self._pasted(name, fields[name]) if name in fields else gr.skip() for name in self.names]
+        return [*own, *self.extensions.paste(fields.get("extra"))]
 
     def _pasted(self, field: str, value: Any) -> Any:
         row = parameters.by_field(field)
@@ -112,7 +115,8 @@ class Form:
 
     def values(self, request: Request, *, without: Sequence[str] = ()) -> list[Any]:
         """Updates that show a Request in the controls, but for the fields named in `without`."""
-        return self.paste({name: getattr(request, name) for name in self.names if name not in without})
+        told = {name: getattr(request, name) for name in self.names if name not in without}
+        return self.paste({**told, "extra": request.extra})
 
 
 def _ends(row: parameters.Parameter, value: Any) -> tuple[float, float]:

@@ -98,6 +98,7 @@ def _settings(form: Form) -> tuple[gr.Button, dict[str, gr.Button], dict[str, gr
     with gr.Accordion("Second prompt", open=False, elem_id="txt2img_prompt_2_show"):
         form.make("prompt_2", lines=2, max_lines=8)
         form.make("negative_prompt_2", lines=2, max_lines=8)
+    form.extensions.build()
     return swap, random, reuse
 
 
