@@ -385,3 +385,11 @@ def test_where_no_size_is_asked_for_the_picture_has_the_models_own(paths, capsys
     assert cli.main([*words, "--width", "64"], paths) == 0
     [asked] = json.loads(capsys.readouterr().out)["pictures"]
     assert "Size: 128x64" in own["infotext"] and "Size: 64x512" in asked["infotext"]
+
+
+def test_controls_of_extensions_are_told_by_name():
+    from modules.cli import _extra
+    assert _extra(["Guidance.rescale=0.7", "Guidance.pag = 3", "A b.c=x=y", "Twice"]) == {
+        "Guidance": {"rescale": "0.7", "pag": " 3"}, "A b": {"c": "x=y"}, "Twice": {}}
+    with pytest.raises(RequestError, match="NAME.CONTROL=VALUE"):
+        _extra(["rescale=0.7"])

@@ -113,6 +113,8 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 def _parameters(made: argparse.ArgumentParser, rows: Sequence[parameters.Parameter]) -> None:
     """A flag for each row of the tables. Values stay texts here; the table turns them into numbers and refuses what does not fit."""
+    made.add_argument("--extension", action="append", metavar="NAME.CONTROL=VALUE",
+                      help="set a control of an extension, for example Guidance.rescale=0.7; a name that is not here gets those that are")
     groups: dict[str, Any] = {}
     for row in rows:
         if row.field == "prompt":
@@ -132,12 +134,28 @@ def _values(flags: argparse.Namespace) -> dict[str, Any]:
     """The Request fields that were given."""
     given = vars(flags)
     values = {row.field: given[row.field] for row in parameters.PARAMETERS if given.get(row.field) is not None}
+    if flags.extension:
+        values["extra"] = _extra(flags.extension)
     ending = flags.output.suffix.lower().lstrip(".") if flags.output else ""
     if ending and "image_format" not in values:
         if ending not in dict(FORMATS):
             raise RequestError(f"“{flags.output.name}” does not end in .png, .jpg or .webp; choose one of them.", field="image_format")
         values["image_format"] = dict(FORMATS)[ending]
     return values
+
+
+def _extra(texts: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`Guidance.rescale=0.7`, ... as Request.extra; `NAME` alone chooses an extension that runs the whole request."""
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        told, sign, value = text.partition("=")
+        name, dot, control = told.rpartition(".")
+        if sign and not dot:
+            raise RequestError(f"--extension takes NAME.CONTROL=VALUE, not “{text[:60]}”.", field="extra")
+        values = found.setdefault((name if sign else told).strip(), {})
+        if sign:
+            values[control.strip()] = value
+    return found
 
 
 # ---- commands
