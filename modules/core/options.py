@@ -39,6 +39,8 @@ OPTIONS = (
     Option("emphasis", "Original", "Emphasis", PROMPT, choices=("Original", "No norm", "Ignore", "None")),
     Option("comma_padding_backtrack", 20, "Break a chunk at a comma within this many tokens of its end", PROMPT, minimum=0, maximum=74),
     Option("use_old_scheduling", False, "Old prompt editing timelines", PROMPT),
+    Option("pad_cond_uncond", False, "Fill the shorter of prompt and negative prompt with empty chunks", PROMPT),
+    Option("pad_cond_uncond_v0", False, "Bring the negative prompt to the prompt's length as A1111 did before 1.6", PROMPT),
 
     Option("eta_ddim", 0.0, "Eta for DDIM", SAMPLER, minimum=0.0, maximum=1.0),
     Option("eta_ancestral", 1.0, "Eta for ancestral samplers", SAMPLER, minimum=0.0, maximum=1.0),

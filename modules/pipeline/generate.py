@@ -216,14 +216,16 @@ def encode(request: Request, slot: Slot, model: Model, resources: Resources) -> 
     words = resources.embeddings.words(resources.tokenizer, widths) if resources.embeddings and widths else None
     (prompt, behind), (negative, negative_behind) = grammar.split_towers(slot.text), grammar.split_towers(slot.negative_prompt)
     others = (slot.text_2 or behind or prompt, slot.negative_prompt_2 or negative_behind or negative)
-    second = timeline.program(*others, calls) if others != (prompt, negative) and len(model.text) > 1 else None
+    old, apart = request.use_old_scheduling, others != (prompt, negative)
+    second = timeline.program(*others, calls, old=old) if apart and len(model.text) > 1 else None
     texts = encode_program(
-        timeline.program(prompt, negative, calls), model.text, resources.tokenizer, clip_skip=request.clip_skip,
+        timeline.program(prompt, negative, calls, old=old), model.text, resources.tokenizer, clip_skip=request.clip_skip,
         emphasis=request.emphasis, comma_padding_backtrack=request.comma_padding_backtrack, device=model.device,
         cache=resources.encodings, identity=(model.sha256, model.title, str(model.dtype)),
-        zero_empty_negative=model.family.zero_empty_negative, words=words, second=second)
+        zero_empty_negative=model.family.zero_empty_negative, words=words, second=second,
+        padding="v0" if request.pad_cond_uncond_v0 else "empty" if request.pad_cond_uncond else "")
     warnings = tuple(words.skipped.values()) if words else ()
-    if others != (prompt, negative) and second is None:
+    if apart and second is None:
         warnings += (f"The second prompt was left out: {model_name(model)} has not two text encoders.",)
     return dataclasses.replace(texts, warnings=warnings) if warnings else texts
 

@@ -111,6 +111,8 @@ def _pairs(request: Request, facts: Facts) -> dict[str, Any]:
             pairs[key] = value                              # a key that stands above keeps its place
     weighted = any(mark in facts.prompt + facts.negative_prompt for mark in "([")
     pairs["Emphasis"] = request.emphasis if request.emphasis != "Original" and weighted else None
+    pairs |= {"Old prompt editing timelines": request.use_old_scheduling or None, "Pad conds": request.pad_cond_uncond or None,
+              "Pad conds v0": request.pad_cond_uncond_v0 or None}
     pairs |= _sampling_pairs(request, entry, named=schedule not in ("", "Automatic"))
     pairs["Version"] = facts.version or None
     pairs["User"] = facts.user or None

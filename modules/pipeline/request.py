@@ -99,6 +99,9 @@ class Request:
     randn_source: str = "NV"                                # NV, CPU, GPU (= NV, decisions.md 1)
     emphasis: str = "Original"                              # Original, No norm, Ignore, None
     comma_padding_backtrack: int = 20                       # tokens
+    use_old_scheduling: bool = False                        # [a:b:n] as before A1111 1.6
+    pad_cond_uncond: bool = False                           # prompt and negative prompt of one length: empty chunks behind the shorter
+    pad_cond_uncond_v0: bool = False                        # as before A1111 1.6: the negative one's last vector again, or cut off
     schedule_rho: float = 0.0                               # 0 = the schedule's own
     schedule_sigma_min: float = 0.0                         # 0 = the model's own
     schedule_sigma_max: float = 0.0

@@ -213,13 +213,16 @@ class Encoded:
 def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenizer: Tokenizer, *, clip_skip: int = 1,
                    emphasis: str = "Original", comma_padding_backtrack: int = 20, device: torch.device | str = "cpu",
                    cache: EncodeCache | None = None, identity: Hashable = None, zero_empty_negative: bool = False,
-                   words: Words | None = None, second: PromptProgram | None = None) -> Encoded:
+                   words: Words | None = None, second: PromptProgram | None = None, padding: str = "") -> Encoded:
     """Every text of the program, each encoded once and alone.
 
     The steps of one schedule are filled with empty chunks to its own longest, the parts of AND by their last vector.
     identity: what the towers are (checkpoint hash, adapters on it, dtype); part of the cache's key.
+    words: the learned ones that these towers know; the hashes of those in a text are part of the key.
     second: what the towers behind the first one read, where that is something else; its parts of AND go with the first's one by one, the
-    last with all that are left. words: the learned ones that these towers know; the hashes of those in a text are part of the key.
+    last with all that are left.
+    padding: "empty" fills the shorter of prompt and negative prompt with empty chunks, "v0" brings the negative one to the prompt's length
+    by its last vector or by cutting; "" leaves both.
     zero_empty_negative: a negative prompt that is empty at every step becomes zeros, not the encoding of the empty text.
     """
     kept = EncodeCache() if cache is None else cache
@@ -245,7 +248,17 @@ def encode_program(program: PromptProgram, towers: Sequence[TextTower], tokenize
     if zero_empty_negative and all(text == "" for _, text in against):
         negative = _each(negative, _zeros)
     parts = [(weight, _each(timed, lambda cond: repeat_last(cond, tokens))) for weight, timed in parts]
+    if padding == "v0":
+        negative = _each(negative, lambda cond: _cut(repeat_last(cond, tokens), tokens))
+    elif padding and tokens:
+        longest = max(tokens, _tokens(negative.conds[0]))
+        parts = [(weight, _each(timed, lambda cond: pad_to(cond, longest, encoded("")))) for weight, timed in parts]
+        negative = _each(negative, lambda cond: pad_to(cond, longest, encoded("")))
     return Encoded(tuple(parts), negative, tuple(learned.values()))
+
+
+def _cut(cond: Conditioning, tokens: int) -> Conditioning:
+    return cond if cond.cross is None else replace(cond, cross=cond.cross[:, :tokens])
 
 
 def _paired(times: Schedule, others: Schedule) -> Times:

@@ -239,6 +239,8 @@ def _unsaid(request, entry):
         changes["subseed"] = plain.subseed
     if infotext.schedule_used(request) == "Automatic":
         changes |= dict.fromkeys(["schedule_rho", "schedule_sigma_min", "schedule_sigma_max"], 0.0)
+    if not request.s_min_uncond:
+        changes["s_min_uncond_all"] = False
     if entry.discard:
         changes["discard_penultimate_sigma"] = False
     if not entry.eta_option or request.eta == (0.0 if entry.eta_option == "eta_ddim" else 1.0):

@@ -233,3 +233,25 @@ def test_a_cache_serves_many_threads():
 def test_a_text_that_cannot_be_read_is_a_prompt_error(tower, tokenizer):
     with pytest.raises(PromptError):
         encode("\ud800", [tower], tokenizer)
+
+
+@pytest.mark.parametrize("prompt, negative", [("a", "b " * 80), ("a " * 160, "b"), ("a", "b"), ("a AND " + "c " * 80, "")])
+def test_padding_brings_both_to_one_length_and_leaves_their_own_vectors(tower, tokenizer, prompt, negative):
+    def told(padding):
+        return encode_program(program(prompt, negative, 4), [tower], tokenizer, padding=padding).at(0)
+
+    parts, against = told("")
+    empty = encode("", [tower], tokenizer).cross
+    filled, filled_against = told("empty")
+    lengths = {cond.cross.shape[1] for cond in (filled_against, *(cond for _, cond in filled))}
+    assert lengths == {max(against.cross.shape[1], parts[0][1].cross.shape[1])}
+    for short, long in ((against, filled_against), (parts[0][1], filled[0][1])):
+        own = short.cross.shape[1]
+        assert torch.equal(long.cross[:, :own], short.cross)
+        assert torch.equal(long.cross[:, own:], empty.repeat(1, (long.cross.shape[1] - own) // 77, 1))
+    old, old_against = told("v0")
+    length = parts[0][1].cross.shape[1]
+    both = min(length, against.cross.shape[1])
+    assert torch.equal(old[0][1].cross, parts[0][1].cross) and old_against.cross.shape[1] == length
+    assert torch.equal(old_against.cross[:, :both], against.cross[:, :both])
+    assert torch.equal(old_against.cross[:, both:], against.cross[:, -1:].expand(-1, length - both, -1))
