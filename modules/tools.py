@@ -392,7 +392,7 @@ class Tools:
                 progress(job)
             return job.result()
 
-        return replay.replay(source, run, self._library.find)
+        return replay.replay(source, run, self._library.find, self.extra_of_text)
 
     # ---- the machine and the past
 

@@ -37,9 +37,13 @@ class Doors:
     """extensions: in their order; the first stands nearest to the model. warnings grows while the job runs."""
 
     def __init__(self, extensions: Sequence[Extension], request: Request) -> None:
-        self._asked = [extension for extension in extensions if extension.name in request.extra or not extension.controls("txt2img")]
         self._models: list[Model] = []
         self.warnings: list[str] = []
+        self._asked = list(extensions)
+        for extension in extensions:                        # one with controls is asked where the request sets one of them
+            controls = self._attempt(extension, "controls", partial(extension.controls, "txt2img"))
+            if controls and extension.name not in request.extra:
+                self._asked.remove(extension)
 
     # ---- doors
 

@@ -89,8 +89,13 @@ class Extension:
         return ()
 
     def prepare(self, request: Request) -> Request:
-        """Another request in the place of this one, seeds and names already decided. This one notes the controls that have a label."""
+        """Another request in the place of this one, seeds and names already decided.
+
+        This one notes the controls that are set and have a label, unless a control named `enabled` says that all is off.
+        """
         given = request.extra.get(self.name, {})
+        if not self.values(request).get("enabled", True):
+            return request
         notes = {control.infotext: given[control.name] for control in self.controls("txt2img")
                  if control.infotext and control.name in given}
         return dataclasses.replace(request, notes={**request.notes, **notes}) if notes else request

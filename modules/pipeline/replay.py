@@ -20,6 +20,7 @@ from modules.pipeline.request import Picture, Request, Result
 
 Run = Callable[[Request], Result]
 Find = Callable[[str, str, str], str]
+Extra = Callable[[Mapping[str, str]], Mapping[str, Any]]
 State = Literal["identical", "different", "cannot"]
 EXIT_CODES = (("identical", 0), ("different", 1), ("cannot", 2))
 NAMES = frozenset({"checkpoint", "vae", "refiner"})                    # files: compared by hash, not by name
@@ -52,8 +53,10 @@ class Verdict:
         return dict(EXIT_CODES)[self.state]
 
 
-def replay(source: bytes | str | Path, run: Run, find: Find) -> Verdict:
+def replay(source: bytes | str | Path, run: Run, find: Find, extra: Extra = lambda fields: {}) -> Verdict:
     """source: the file's bytes or its path. run: makes a request's pictures.
+
+    extra: the labels of a text -> the values of extensions' controls among them, as Request.extra.
 
     find: (kind "checkpoint" | "vae", name, sha256 or a beginning of it or "") -> the name to ask for here, preferring the file of that
     hash; raises NotFoundError when neither hash nor name is here.
@@ -66,7 +69,7 @@ def replay(source: bytes | str | Path, run: Run, find: Find) -> Verdict:
         if record is not None:
             return _from_record(file, record, run, find)
         if found.infotext:
-            return _from_text(file, infotext.read(found.infotext), run, find)
+            return _from_text(file, infotext.read(found.infotext), run, find, extra)
         raise ReplayError("The picture carries no parameters, so it cannot be made again; use the file as it was saved.")
     except WebUIError as error:
         return Verdict(state="cannot", first_difference="", sentence=str(error))
@@ -201,15 +204,15 @@ def _short(value: Any) -> str:
 
 # ---- by A1111's text
 
-def _from_text(file: bytes, parsed: infotext.Parsed, run: Run, find: Find) -> Verdict:
+def _from_text(file: bytes, parsed: infotext.Parsed, run: Run, find: Find, extra: Extra) -> Verdict:
     missing = [label for label in NEEDED if not parsed.fields.get(label)]
     if missing:
         raise ReplayError(f"The picture's text does not name {' and '.join(missing)}, so it cannot be made again.")
     request, lacks = _request_of_text(file, parsed, find)
-    made = _only(run(request), 0)
+    made = _only(run(dataclasses.replace(request, extra=extra(parsed.fields))), 0)
     again = infotext.read(made.infotext)
     differences = [(f"setting: {label}", f"“{label}: {_short(value)}” cannot be repeated here")
-                   for label, value in infotext.leftovers(parsed).items()]
+                   for label, value in infotext.leftovers(parsed).items() if again.fields.get(label) != value]
     for label in ("Model hash", "VAE hash", "TI hashes"):
         before, after = parsed.raw.get(label), again.raw.get(label)
         if before and before != after:

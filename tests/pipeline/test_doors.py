@@ -283,6 +283,11 @@ def test_a_wrap_that_fails_after_it_asked_does_not_ask_the_model_twice(make, pla
     assert pixels(make(having(wrap=wrap), prompt=edited)[0]) == pixels(make(prompt=edited)[0])
 
 
+def test_one_whose_controls_fail_when_a_job_begins_is_left_out_too(make, plain):
+    result, _ = make(having(controls=lambda self, tab: 1 / 0, latent=lambda self, latent, batch: latent * 0))
+    assert pixels(result) == plain and "controls" in result.warnings[0]
+
+
 # ---- the values of controls
 
 ENTRY = Entry(folder="test", builtin=False, extension=having(), controls=(
