@@ -17,6 +17,7 @@ from modules.core.hashing import Hashes
 from modules.prompts.encode import EncodeCache, encode, encode_program
 from modules.prompts.timeline import program
 from modules.prompts.tokens import START, Tokenizer, chunks, count
+from tests.prompts.test_linear import best
 
 VECTORS = torch.arange(3 * 8.0).reshape(3, 8) / 7
 
@@ -207,3 +208,12 @@ def test_listing_names_reads_no_file(home, embeddings, tokenizer):
     (home / "broken.pt").write_bytes(b"x")
     known = embeddings.words(tokenizer, [8])
     assert list(embeddings.files()) == ["broken"] and chunks("a cat", tokenizer, words=known) and not known.skipped
+
+
+@pytest.mark.parametrize("unit", ["ti", "ti-", "ti-test-", "ti-test", "-test ", "test "])
+def test_looking_for_names_takes_time_as_the_text_is_long(home, embeddings, tokenizer, unit):
+    for length in range(1, 30):
+        a1111(home, "ti" + "-test" * length, VECTORS[:1])
+    words = embeddings.words(tokenizer, [8])
+    large, small = (best(lambda text: chunks(text, tokenizer, words=words), (unit * size)[:size]) for size in (32_000, 8_000))
+    assert large <= 10 * small + 0.02

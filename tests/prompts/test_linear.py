@@ -10,7 +10,7 @@ SMALL, LARGE = 16_000, 64_000
 TEXTS = {
     "open round": "(", "open square": "[", "open tag": "<a:", "colons and spaces": ": ", "spaces": " ", "digits": ":1",
     "bars": "[|",
-    "pairs": "([a])", "breaks": "BREAK ", "spaces and breaks": " " * 50 + "BREAK", "ands": "AND ", "comments": "\n#", "hashes": "#",
+    "pairs": "([a])", "breaks": "BREAK ", "spaces and breaks": " " * 50 + "BREAK", "ands": "AND ", "towers": "TE2 ", "comments": "\n#", "hashes": "#",
     "schedules": "[a:b:3]", "nested": "[a:", "crossed": "([a)]",
     "backslashes": "\\", "closers": ")]", "empty tags": "<a:>", "tags": "<a:b=c>"}
 
@@ -30,8 +30,9 @@ def best(function, text):
 
 
 @pytest.mark.parametrize("function", [
-    grammar.attention, grammar.split_and, grammar.without_comments, tags.extract, lambda text: timeline.schedule(text, 4),
-], ids=["attention", "and", "comments", "tags", "schedule"])
+    grammar.attention, grammar.split_and, grammar.split_towers, grammar.without_comments, tags.extract,
+    lambda text: timeline.schedule(text, 4),
+], ids=["attention", "and", "towers", "comments", "tags", "schedule"])
 @pytest.mark.parametrize("unit", TEXTS.values(), ids=TEXTS)
 def test_time_grows_no_faster_than_the_text(function, unit):
     large = best(function, (unit * LARGE)[:LARGE])

@@ -143,8 +143,9 @@ def wire(engine: Engine, form: Form, top: Header, parts: Txt2Img, blocks: gr.Blo
     _wire_job(engine, form, parts.stage, blocks, _Sizes(top=top, known=known, built=native))
     _wire_pictures(engine, parts.stage)
     for field, counter in parts.counters.items():
-        _count(engine, form[field].input, form[field], counter)
-        _count(engine, form[field].change, form[field], counter)
+        styles = [form["styles"]] if "styles" in form.names else []
+        for event in (form[field].input, form[field].change, *(box.change for box in styles)):
+            _count(engine, event, [form[field], *styles], counter, negative=field == "negative_prompt")
     parts.swap.click(lambda width, height: (height, width), [form["width"], form["height"]], [form["width"], form["height"]], **QUIET)
     for field in SEEDS:
         parts.random[field].click(lambda: "-1", None, form[field], **QUIET)
@@ -238,14 +239,15 @@ def verdict(engine: Engine, file: Path) -> str:
     return said.note(found.sentence, VERDICTS[found.state])
 
 
-def _count(engine: Engine, event: Callable[..., Any], box: gr.Textbox, counter: gr.Markdown) -> None:
-    def count(text: str) -> str:
+def _count(engine: Engine, event: Callable[..., Any], boxes: list[Any], counter: gr.Markdown, *, negative: bool) -> None:
+    """boxes: the prompt, and the styles where there are any."""
+    def count(text: str, styles: list[str] | None = None) -> str:
         try:
-            return said.counter(*engine.tools.token_count(text or ""))
+            return said.counter(*engine.tools.token_count(text or "", negative=negative, styles=styles or ()))
         except WebUIError as error:
             return said.note(str(error), "bad")
 
-    event(count, box, counter, trigger_mode="always_last", concurrency_limit=None, **QUIET)
+    event(count, boxes, counter, trigger_mode="always_last", concurrency_limit=None, **QUIET)
 
 
 def _reuse(field: str) -> Callable[[list[tuple[str, str]], int], Any]:
