@@ -14,6 +14,7 @@ from modules.core import hashing
 from modules.families.catalogue import family_of
 from modules.families.keys import plain_names
 from modules.sampling import catalogue, schedule
+from modules.sampling.levels import levels_of
 from modules.sampling.prediction import Prediction, scaled_linear_alphas
 
 VALUES = frozenset({*MARKERS, "alphas_cumprod"})            # what is read in full
@@ -49,8 +50,7 @@ class Ladders:
         schedule.ladder. Raises as that, or CheckpointError.
         """
         prediction, sdxl = self._noise(path) if path else (Prediction("eps", scaled_linear_alphas()), False)
-        given = schedule.levels_of(levels) if levels.strip() else ()
-        return tuple(schedule.ladder(scheduler, sampler, steps, prediction, sdxl=sdxl, levels=given, **numbers).tolist())
+        return tuple(schedule.ladder(scheduler, sampler, steps, prediction, sdxl=sdxl, levels=levels_of(levels), **numbers).tolist())
 
     def _noise(self, path: Path) -> tuple[Prediction, bool]:
         key = (path, *(folder.stamp(path) if path.is_dir() else hashing.stamp(path)))

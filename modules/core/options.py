@@ -59,7 +59,7 @@ OPTIONS = (
     Option("s_min_uncond_all", False, "Negative guidance minimum sigma all steps", SAMPLER),
     Option("skip_early_cond", 0.0, "Ignore negative prompt during early sampling", SAMPLER, minimum=0.0, maximum=1.0),
     Option("token_merging_ratio", 0.0, "Token merging ratio", SAMPLER, minimum=0.0, maximum=0.9),
-    Option("uni_pc_variant", "bh1", "UniPC variant", SAMPLER, choices=("bh1", "bh2", "vary_coeff")),
+    Option("uni_pc_variant", "bh1", "UniPC variant", SAMPLER, choices=("bh1", "bh2")),
     Option("uni_pc_skip_type", "time_uniform", "UniPC skip type", SAMPLER, choices=("time_uniform", "time_quadratic", "logSNR")),
     Option("uni_pc_order", 3, "UniPC order", SAMPLER, minimum=1, maximum=50),
     Option("uni_pc_lower_order_final", True, "UniPC lower order final", SAMPLER),

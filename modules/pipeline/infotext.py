@@ -128,17 +128,26 @@ def _sampling_pairs(request: Request, entry: catalogue.SamplerEntry, *, named: b
         value = getattr(request, name)
         return value if name in entry.knobs and value != usual else None
 
+    def own(name: str) -> Any:
+        value = getattr(request, name)
+        return value if "variant" in entry.knobs and value != getattr(Request, name) else None
+
+    beta = schedule_used(request) == "Beta"
     return {
         "Discard penultimate sigma": True if request.discard_penultimate_sigma and not entry.discard else None,
         "Schedule min sigma": (request.schedule_sigma_min or None) if named else None,
         "Schedule max sigma": (request.schedule_sigma_max or None) if named else None,
         "Schedule rho": (request.schedule_rho or None) if named else None,
+        "Beta schedule alpha": request.schedule_alpha if beta and request.schedule_alpha != Request.schedule_alpha else None,
+        "Beta schedule beta": request.schedule_beta if beta and request.schedule_beta != Request.schedule_beta else None,
+        "Schedule levels": request.schedule_levels.strip() or None,
         "SGM noise multiplier": True if request.sgm_noise_multiplier else None,
         "Eta DDIM" if timesteps else "Eta": request.eta if entry.eta_option and request.eta != usual_eta else None,
         "Sigma churn": knob("s_churn", 0.0),
         "Sigma tmin": knob("s_tmin", 0.0),
         "Sigma tmax": knob("s_tmax", 0.0),
         "Sigma noise": knob("s_noise", 1.0),
+        **{f"UniPC {name.replace('_', ' ')}": own(f"uni_pc_{name}") for name in ("variant", "skip_type", "order", "lower_order_final")},
         "Skip Early CFG": request.skip_early_cond or None,
         "NGMS": request.s_min_uncond or None,
         "NGMS all steps": True if request.s_min_uncond and request.s_min_uncond_all else None,
@@ -317,7 +326,10 @@ def _is_weighted(prompt: str) -> bool:
 
 TAKEN_AS_GIVEN: Mapping[str, Any] = {"clip_skip": 1, "randn_source": "NV", "schedule_rho": 0.0, "schedule_sigma_min": 0.0,
                                      "schedule_sigma_max": 0.0, "scheduler": "Automatic", "refiner": "",
-                                     "prompt_2": "", "negative_prompt_2": ""}
+                                     "prompt_2": "", "negative_prompt_2": "",
+                                     **{name: getattr(Request, name) for name in (
+                                         "schedule_alpha", "schedule_beta", "schedule_levels", "uni_pc_variant", "uni_pc_skip_type",
+                                         "uni_pc_order", "uni_pc_lower_order_final")}}
 
 
 TOLD = frozenset({"Version", "User", "Model hash", "VAE hash", "TI hashes", "Template", "Negative Template", "Template 2",

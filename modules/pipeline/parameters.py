@@ -15,6 +15,7 @@ from modules.core.errors import PromptError, RequestError
 from modules.pipeline.init_parameters import INIT as INIT
 from modules.pipeline.parameter import Kind, Parameter
 from modules.pipeline.request import InitImage, Request
+from modules.sampling.levels import levels_of
 
 MAX_SEED = 2**64 - 1
 MAX_TEXT = 64 * 1024                                        # bytes of UTF-8 in one prompt
@@ -111,6 +112,20 @@ PARAMETERS: tuple[Parameter, ...] = (
          infotext="Schedule min sigma", minimum=0, maximum=1e6, step=0.001, setting="sigma_min"),
     _row("schedule_sigma_max", "Schedule max sigma", "float", "sampler", "Highest noise level; 0 = the model's own.",
          infotext="Schedule max sigma", minimum=0, maximum=1e6, step=0.001, setting="sigma_max"),
+    _row("schedule_alpha", "Beta schedule alpha", "float", "sampler", "How many noise levels of Beta lie high; 1 = evenly.",
+         infotext="Beta schedule alpha", minimum=0.01, maximum=100, step=0.01, setting="beta_dist_alpha"),
+    _row("schedule_beta", "Beta schedule beta", "float", "sampler", "How many noise levels of Beta lie low; 1 = evenly.",
+         infotext="Beta schedule beta", minimum=0.01, maximum=100, step=0.01, setting="beta_dist_beta"),
+    _row("schedule_levels", "Noise levels", "str", "sampler", "Levels of your own, falling, such as 14.6, 7.3, 2.1, 0.",
+         infotext="Schedule levels"),
+    _row("uni_pc_variant", "UniPC variant", "choice", "sampler", "Which of its two factors.",
+         infotext="UniPC variant", choices=("bh1", "bh2"), setting="uni_pc_variant"),
+    _row("uni_pc_skip_type", "UniPC skip type", "choice", "sampler", "In what the steps of UniPC are even.",
+         infotext="UniPC skip type", choices=("time_uniform", "time_quadratic", "logSNR"), setting="uni_pc_skip_type"),
+    _row("uni_pc_order", "UniPC order", "int", "sampler", "How many guesses a step of UniPC looks back on.",
+         infotext="UniPC order", minimum=1, maximum=50, step=1, setting="uni_pc_order"),
+    _row("uni_pc_lower_order_final", "UniPC lower order final", "bool", "sampler", "Whether the last steps of UniPC look back on fewer.",
+         infotext="UniPC lower order final", setting="uni_pc_lower_order_final"),
     _row("discard_penultimate_sigma", "Discard penultimate sigma", "bool", "sampler", "Leaves out the last noise level above zero.",
          infotext="Discard penultimate sigma", setting="always_discard_next_to_last_sigma"),
     _row("sgm_noise_multiplier", "SGM noise multiplier", "bool", "sampler", "Scales the first noise as the SGM code does.",
@@ -266,12 +281,15 @@ def init_with(values: Mapping[str, Any], settings: Mapping[str, Any], *, api: bo
 
 def normal(request: Request) -> Request:
     """The same request in the one form that all roads share: RNG `GPU` is NV, a seed resize that is off is 0, a refiner that is none
-    switches nowhere, floats are floats."""
+    switches nowhere, a list of noise levels has as many steps as it has, floats are floats. Raises ScheduleError for levels that are no
+    numbers."""
     changes: dict[str, Any] = {}
     if request.randn_source == "GPU":
         changes["randn_source"] = "NV"
     if any(_is_int(getattr(request, name)) and getattr(request, name) <= 0 for name in SEED_RESIZE):
         changes.update(dict.fromkeys(SEED_RESIZE, 0))
+    if request.schedule_levels.strip():
+        changes["steps"] = max(1, len(levels_of(request.schedule_levels)) - 1)
     if not request.refiner:
         changes["refiner_switch_at"] = Request.refiner_switch_at
     for row in PARAMETERS:

@@ -105,6 +105,13 @@ class Request:
     schedule_rho: float = 0.0                               # 0 = the schedule's own
     schedule_sigma_min: float = 0.0                         # 0 = the model's own
     schedule_sigma_max: float = 0.0
+    schedule_alpha: float = 0.6                             # of Beta
+    schedule_beta: float = 0.6
+    schedule_levels: str = ""                               # noise levels of one's own, "14.6, 7.3, 2.1, 0", instead of a schedule's
+    uni_pc_variant: str = "bh1"                             # of UniPC: bh1, bh2
+    uni_pc_skip_type: str = "time_uniform"                  # time_uniform, time_quadratic, logSNR
+    uni_pc_order: int = 3
+    uni_pc_lower_order_final: bool = True
     discard_penultimate_sigma: bool = False
     sgm_noise_multiplier: bool = False
     s_min_uncond: float = 0.0                               # below this noise level the negative prompt is left out, 0 = never

@@ -16,6 +16,7 @@ from modules.pipeline.plan import Batch
 from modules.pipeline.request import InitImage, Request
 from modules.sampling import catalogue, schedule
 from modules.sampling.denoise import first_latent
+from modules.sampling.levels import levels_of
 from modules.sampling.masked import Mask, blended, hard, soft
 from modules.sampling.noise import Brownian, Draws, Generator
 from modules.sampling.samplers import Noise
@@ -42,7 +43,8 @@ def ladder(request: Request, model: Model) -> Tensor:
     return schedule.ladder(
         request.scheduler, request.sampler, request.steps, model.prediction, rho=request.schedule_rho,
         sigma_min=request.schedule_sigma_min, sigma_max=request.schedule_sigma_max,
-        discard=request.discard_penultimate_sigma, sdxl=model.family.sdxl_ladder)
+        discard=request.discard_penultimate_sigma, alpha=request.schedule_alpha, beta=request.schedule_beta,
+        sdxl=model.family.sdxl_ladder, levels=levels_of(request.schedule_levels), skip=request.uni_pc_skip_type)
 
 
 def start(batch: Batch, model: Model, opening: Opening | None = None) -> Begin:
@@ -122,9 +124,10 @@ def _mask(batch: Batch, model: Model, opening: Opening, level: Tensor, unit: boo
 
 
 def knobs(request: Request) -> dict[str, Any]:
-    """What the request says about eta and churn, as the samplers know it. s_tmax 0 means no upper end."""
+    """What the request says about eta, churn and UniPC, as the samplers know it. s_tmax 0 means no upper end."""
     entry = catalogue.sampler(request.sampler)
     eta = entry.default_eta if request.eta is None else request.eta
     values = {"eta": eta, "s_churn": request.s_churn, "s_tmin": request.s_tmin, "s_noise": request.s_noise,
-              "s_tmax": request.s_tmax or float("inf")}
+              "s_tmax": request.s_tmax or float("inf"), "order": request.uni_pc_order, "variant": request.uni_pc_variant,
+              "lower_order_final": request.uni_pc_lower_order_final}
     return {name: values[name] for name in entry.knobs}

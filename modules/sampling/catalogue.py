@@ -44,6 +44,7 @@ class SamplerEntry:
     eta_option: Literal["", "eta_ancestral", "eta_ddim"] = ""
     start: Literal["ve", "vp"] = "ve"
     own_schedule: str = ""
+    own_needs: tuple[str, ...] = ()                         # what that function is told beside steps, range and prediction
     alone: bool = False                                     # its steps are chosen by the latents: a batch would share them
     takes_uncond: bool = False                              # its direction is the guess without the prompt: wanted at CFG scale 1 too
 
@@ -119,7 +120,8 @@ SAMPLERS: tuple[SamplerEntry, ...] = (                      # in the order of th
     SamplerEntry(name="PLMS", aliases=("plms",), function="modules.sampling.samplers.multistep:plms", order=2, start="vp",
                  own_schedule="modules.sampling.schedule:ddim_timesteps"),
     SamplerEntry(name="UniPC", aliases=("unipc",), function="modules.sampling.samplers.unipc:unipc", order=2, start="vp",
-                 own_schedule="modules.sampling.samplers.unipc:even_times"),
+                 knobs=("order", "variant", "lower_order_final"), own_schedule="modules.sampling.samplers.unipc:even_times",
+                 own_needs=("skip",)),
     SamplerEntry(name="LCM", aliases=("k_lcm",), function="modules.sampling.samplers.few_step:lcm"),
     SamplerEntry(name="TCD", aliases=("tcd",), function="modules.sampling.samplers.few_step:tcd", knobs=("eta",), default_eta=0.3),
     SamplerEntry(name="DDPM", aliases=("ddpm",), function="modules.sampling.samplers.few_step:ddpm"),

@@ -145,7 +145,8 @@ def seen_timesteps(timesteps: Tensor, dtype: torch.dtype) -> Tensor:
 
 def sampler_arguments(entry: SamplerEntry, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of the entry's function: those of `knobs` that it declares, its default eta, and what the entry fixes."""
-    given = {name: float(knobs[name]) for name in entry.knobs if knobs.get(name) is not None}
+    given = {name: knobs[name] if isinstance(knobs[name], str | int) else float(knobs[name])
+             for name in entry.knobs if knobs.get(name) is not None}
     if "s_tmax" in given and given["s_tmax"] == 0:
         given["s_tmax"] = math.inf
     if "eta" in entry.knobs:

@@ -13,21 +13,19 @@ from torch import Tensor
 
 from modules.core.errors import ScheduleError
 from modules.sampling import catalogue
+from modules.sampling.levels import MOST_STEPS
 from modules.sampling.prediction import Prediction
 from modules.sampling.quantiles import beta_quantile
-
-MOST_STEPS = 10_000                                         # beyond this a ladder is a mistake, not a wish
-PARTING = str.maketrans("[](),;", "      ")
 
 
 def ladder(scheduler_name: str, sampler_name: str, steps: int, prediction: Prediction, *, rho: float = 0.0, sigma_min: float = 0.0,
            sigma_max: float = 0.0, discard: bool = False, alpha: float = 0.6, beta: float = 0.6, sdxl: bool = False,
-           levels: Sequence[float] = ()) -> Tensor:
+           levels: Sequence[float] = (), skip: str = "time_uniform") -> Tensor:
     """The noise levels a sampler walks: (n + 1,) float32 on the CPU, falling.
 
     scheduler_name: "Automatic" is the sampler's own schedule, or Uniform. A sampler that can walk only one ladder (DDIM) ignores the name.
     rho, sigma_min, sigma_max: 0 = the schedule's and the model's own; for schedules that have them. alpha, beta: of Beta.
-    sdxl: tables that were measured for SD1 and for SDXL are SDXL's.
+    sdxl: tables that were measured for SD1 and for SDXL are SDXL's. skip: in what UniPC's own ladder is even.
     discard: leave out the smallest level above the end, as some samplers always do; one more level is built, so the steps stay as many.
     levels: the ladder itself, walked as it stands instead of the schedule; `steps` and all the others then have no say.
     Raises ScheduleError for numbers of which no ladder can be made, NotFoundError for unknown names.
@@ -38,7 +36,8 @@ def ladder(scheduler_name: str, sampler_name: str, steps: int, prediction: Predi
     low, high = sigma_min or prediction.sigma_min, sigma_max or prediction.sigma_max
     _check(steps, low, high, rho, prediction)
     if sampler.own_schedule:
-        return pkgutil.resolve_name(sampler.own_schedule)(steps, low, high, prediction)
+        more = {"skip": skip} if "skip" in sampler.own_needs else {}
+        return pkgutil.resolve_name(sampler.own_schedule)(steps, low, high, prediction, **more)
     if schedule.name == "automatic":
         schedule = catalogue.schedule(sampler.default_schedule or "uniform")
     discard = discard or sampler.discard
@@ -153,15 +152,6 @@ def ddim_timesteps(steps: int, sigma_min: float, sigma_max: float, prediction: P
     if not 2 <= steps <= count:
         raise ScheduleError(f"DDIM takes 2 to {count} steps, and {steps} were asked for.")
     return prediction.sigmas[[min(t + 1, count - 1) for t in range(0, count, count // steps)]].flip(0)
-
-
-def levels_of(text: str) -> tuple[float, ...]:
-    """The noise levels in a text such as "14.6, 7.3, 2.1, 0"; brackets, commas and blanks part them. Raises ScheduleError."""
-    words = text.translate(PARTING).split()
-    try:
-        return tuple(float(word) for word in words[:MOST_STEPS + 2])
-    except ValueError:
-        raise ScheduleError("Noise levels are numbers with commas between them, such as 14.6, 7.3, 2.1, 0.") from None
 
 
 def _given(levels: Sequence[float], sampler: catalogue.SamplerEntry) -> Tensor:

@@ -241,6 +241,11 @@ def _unsaid(request, entry):
         changes |= dict.fromkeys(["schedule_rho", "schedule_sigma_min", "schedule_sigma_max"], 0.0)
     if not request.s_min_uncond:
         changes["s_min_uncond_all"] = False
+    if infotext.schedule_used(request) != "Beta":
+        changes |= dict.fromkeys(["schedule_alpha", "schedule_beta"], 0.6)
+    if entry.name != "UniPC":
+        changes |= {name: getattr(plain, name) for name in (
+            "uni_pc_variant", "uni_pc_skip_type", "uni_pc_order", "uni_pc_lower_order_final")}
     if entry.discard:
         changes["discard_penultimate_sigma"] = False
     if not entry.eta_option or request.eta == (0.0 if entry.eta_option == "eta_ddim" else 1.0):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.core.errors import PromptError, RequestError
+from modules.core.errors import PromptError, RequestError, ScheduleError
 from modules.core.options import OPTIONS
 from modules.pipeline import parameters
 from modules.pipeline.init_parameters import INIT
@@ -183,3 +183,9 @@ def test_equal_requests_by_different_roads_have_one_normal_form():
     api = Request(cfg_scale=7, randn_source="GPU", seed_resize_from_w=-1, seed_resize_from_h=-1)
     assert normal(api) == page
     assert json.dumps(normal(api).to_json()) == json.dumps(page.to_json())
+
+
+def test_a_list_of_levels_has_as_many_steps_as_it_has_and_words_in_it_are_refused():
+    assert normal(Request(steps=50, schedule_levels="14.6, 7.3; 2.1 0")).steps == 3
+    with pytest.raises(ScheduleError, match="numbers with commas"):
+        normal(Request(schedule_levels="fourteen, 7"))

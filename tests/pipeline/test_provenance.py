@@ -30,6 +30,8 @@ def _values(row):
         return st.integers(int(row.minimum), int(row.maximum)) if row.kind == "int" else st.floats(row.minimum, row.maximum)
     if row.kind == "bool":
         return st.booleans()
+    if row.field == "schedule_levels":
+        return st.sampled_from(("", "14.6, 7, 0", "[3 2 1]"))
     if row.kind == "list":
         return st.lists(ANY_TEXT, max_size=3).map(tuple)
     return st.sampled_from(row.choices) if isinstance(row.choices, tuple) else ANY_TEXT

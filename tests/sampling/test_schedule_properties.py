@@ -10,6 +10,7 @@ from scipy import stats
 
 from modules.core.errors import ScheduleError
 from modules.sampling import catalogue, measured, schedule
+from modules.sampling.levels import levels_of
 from modules.sampling.prediction import Prediction, continuous_alphas, linear_alphas, scaled_linear_alphas, zero_terminal_snr
 from modules.sampling.quantiles import beta_quantile
 
@@ -122,7 +123,7 @@ def test_a_shape_that_beta_does_not_have_is_refused_by_name(shape):
 
 
 def test_a_list_of_levels_is_walked_as_it_stands_whatever_else_is_asked():
-    levels = schedule.levels_of(" [14.5, 3;1.25  0.1,0] ")
+    levels = levels_of(" [14.5, 3;1.25  0.1,0] ")
     sigmas = schedule.ladder("Karras", "DPM++ 2M", 50, MODELS["eps"], rho=3, discard=True, levels=levels)
     assert sigmas.dtype == torch.float32 and sigmas.tolist() == torch.tensor([14.5, 3, 1.25, 0.1, 0]).tolist()
     assert schedule.ladder("Karras", "Euler", 50, MODELS["eps"], levels=[2.0, 1.0]).tolist() == [2, 1]
@@ -137,7 +138,7 @@ def test_a_list_that_is_no_ladder_is_refused(levels):
 @pytest.mark.parametrize("text", ["1, two, 0", "1..2 0", "0x10 0", "1,\N{MINUS SIGN}1"])
 def test_a_text_that_is_no_list_of_numbers_is_refused(text):
     with pytest.raises(ScheduleError, match="numbers with commas"):
-        schedule.levels_of(text)
+        levels_of(text)
 
 
 def test_a_sampler_with_a_ladder_of_its_own_takes_no_list():
@@ -159,3 +160,16 @@ def test_the_names_under_which_others_list_the_tables_are_understood():
     assert catalogue.resolve("Euler", "align_your_steps_gits") == ("Euler", "Align Your Steps GITS")
     assert catalogue.resolve("Euler a Align Your Steps 32") == ("Euler a", "Align Your Steps 32")
     assert catalogue.resolve("DPM++ 2M Laplace") == ("DPM++ 2M", "Laplace")
+
+
+@pytest.mark.parametrize("skip, of_level", [
+    ("time_uniform", lambda prediction, sigma: float(prediction.t_of(sigma))),
+    ("time_quadratic", lambda prediction, sigma: (float(prediction.t_of(sigma)) + 1) ** 0.5),
+    ("logSNR", lambda prediction, sigma: math.log(float(sigma)))])
+def test_the_ladder_of_unipc_is_even_in_what_its_skip_type_says(skip, of_level):
+    prediction = Prediction("eps", scaled_linear_alphas())
+    levels = schedule.ladder("Automatic", "UniPC", 10, prediction, skip=skip)
+    places = torch.tensor([of_level(prediction, sigma) for sigma in levels])
+    gaps = places.diff()
+    assert len(levels) == 11 and float(levels[0]) == pytest.approx(float(prediction.sigmas[-1]), rel=1e-5)
+    assert float((gaps / gaps.mean() - 1).abs().max()) < 0.02

@@ -63,8 +63,10 @@ def _weights(ratios: list[float], h: float, b: float) -> list[float]:
     return [float(weight) for weight in np.linalg.solve(matrix, np.asarray(targets))]
 
 
-def even_times(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction) -> Tensor:
+def even_times(steps: int, sigma_min: float, sigma_max: float, prediction: Prediction, skip: str = "time_uniform") -> Tensor:
     """The ladder of UniPC: levels evenly spaced in time from the model's last training index to its first, above 0.
+
+    skip: "time_quadratic" is even in the root of time (1 at the last index, 1 / 1000 at the first), "logSNR" in the log of the level.
 
     As many intervals as there are indices 1, 1 + k, 1 + 2k ..., k = 1000 // steps: 20 steps give 20, 30 give 31. Between indices log
     alpha is taken to be linear, as the method's authors do. sigma_min and sigma_max have no say. Raises ScheduleError above 1000 steps.
@@ -72,6 +74,13 @@ def even_times(steps: int, sigma_min: float, sigma_max: float, prediction: Predi
     count = len(prediction.sigmas)
     if steps > count:
         raise ScheduleError(f"UniPC takes 1 to {count} steps, and {steps} were asked for.")
-    times = np.linspace(count - 1, 0, len(range(0, count, count // steps)) + 1)
+    ramp = np.linspace(1, 0, len(range(0, count, count // steps)) + 1)
+    if skip == "logSNR":
+        low, high = (float(prediction.sigmas[end].double().log()) for end in (0, -1))
+        return torch.from_numpy(np.exp(low + (high - low) * ramp)).float()
+    times = ramp * (count - 1)
+    if skip == "time_quadratic":
+        least = count ** -0.5
+        times = (least + (1 - least) * ramp) ** 2 * count - 1
     log_alphas = np.interp(times, np.arange(count), prediction.alphas_cumprod.double().log().numpy())
     return torch.from_numpy(np.sqrt(np.expm1(-log_alphas))).float()
