@@ -10,7 +10,7 @@ from gradio.components import Component
 
 from modules.engine import Engine
 from modules.pipeline import parameters
-from modules.pipeline.request import Request
+from modules.pipeline.request import InitImage, Request
 from webui.parts.extensions import Extensions
 
 # Ids as A1111 names its elements, where they are not the field's own name.
@@ -60,7 +60,7 @@ class Form:
 
     def control(self, row: parameters.Parameter, **changes: Any) -> Any:
         """A component for this row: a slider where the row shows a range, a list where it has choices, else a box to type in."""
-        value = shown(row, getattr(self.defaults, row.field))
+        value = shown(row, self.default(row.field))
         given: dict[str, Any] = {"label": row.label, "value": value, "elem_id": self.element(row.field)}
         if row.choices:
             names = [*self.choices(row)]
@@ -78,20 +78,31 @@ class Form:
         return gr.Textbox(**{**given, "lines": 1, "max_lines": 1, **changes})
 
     def element(self, field: str) -> str:
-        return SETTINGS.get(field) or f"{self.tab}_{IDS.get(field, field)}"
+        own = SETTINGS.get(field) if self.tab == "txt2img" else None        # an id stands on a page but once
+        return own or f"{self.tab}_{IDS.get(field, field)}"
 
     def choices(self, row: parameters.Parameter) -> Choices:
         """The names that this row may take now."""
         return self._engine.tools.choices(row.field)
 
-    def request(self, values: Sequence[Any]) -> Request:
-        """The values of `controls` as a Request; what has no control here comes from the settings. Raises RequestError naming the field."""
+    def request(self, values: Sequence[Any], init: Mapping[str, str] | None = None) -> Request:
+        """The values of `controls` as a Request; what has no control here comes from the settings.
+
+        init: names of the pictures in the store that it begins from. Raises RequestError naming the field.
+        """
         given: dict[str, Any] = {"extra": self.extensions.extra(values[len(self.names):])}
         for field, value in zip(self.names, values[:len(self.names)], strict=True):
             row = parameters.by_field(field)
             empty = value is None or (value == "" and row.kind in ("int", "float"))
-            given[field] = getattr(self.defaults, field) if empty else value
-        return self._engine.tools.request(given)
+            given[field] = self.default(field) if empty else value
+        if init is None:
+            return self._engine.tools.request(given)
+        told = {field: given.pop(field) for field in self.names if hasattr(InitImage, field)}
+        return self._engine.tools.request({**given, "init": {**told, **init}})
+
+    def default(self, field: str) -> Any:
+        """What the control of this field shows first."""
+        return getattr(self.defaults.init or InitImage() if hasattr(InitImage, field) else self.defaults, field)
 
     def paste(self, fields: Mapping[str, Any]) -> list[Any]:
         """One update a control, in the order of `controls`: what `fields` (Request fields) gives is set, all else stays as it is.
@@ -103,6 +114,8 @@ class Form:
 
     def _pasted(self, field: str, value: Any) -> Any:
         row = parameters.by_field(field)
+        if isinstance(self._controls[field], gr.Radio):
+            return gr.update(value=value)
         if row.choices and row.kind != "list":
             name = nearest(str(value), self.choices(row))
             return gr.skip() if name is None else gr.update(value=name)
@@ -115,7 +128,8 @@ class Form:
 
     def values(self, request: Request, *, without: Sequence[str] = ()) -> list[Any]:
         """Updates that show a Request in the controls, but for the fields named in `without`."""
-        told = {name: getattr(request, name) for name in self.names if name not in without}
+        init = request.init or InitImage()
+        told = {name: getattr(init if hasattr(InitImage, name) else request, name) for name in self.names if name not in without}
         return self.paste({**told, "extra": request.extra})
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modules.cli import import_a1111, models, samplers, schedule, vae_bench
-from modules.cli.makers import Made, like, maker, say
+from modules.cli.makers import Made, maker, say
 from modules.cli.words import print_json, shower, watched
 from modules.core.errors import NotFoundError, RequestError, SaveError, WebUIError
 from modules.core.files import write_atomically
@@ -178,7 +178,7 @@ def img2img(flags: argparse.Namespace, paths: Paths) -> int:
         for name, file in files.items():
             init[name], size, notices = making.keep(file, "picture" if name == "image" else name)
             if name == "image" and "width" not in values and "height" not in values:
-                values |= like(size, LARGEST)
+                values |= parameters.size_like(size, LARGEST)
             for notice in notices:
                 say(notice)
         made = making.make({**values, "init": init}, save=flags.output is None, show=shower(flags))

@@ -98,12 +98,6 @@ def _sized(values: Mapping[str, Any], native_size: Callable[[str], tuple[int, in
     return {**values, "width": width, "height": height}
 
 
-def like(picture: tuple[int, int], most: int) -> dict[str, int]:
-    """Width and height in the shape of a picture, no more pixels than `most`, each a multiple of 8."""
-    scale = min(1.0, (most / (picture[0] * picture[1])) ** 0.5)
-    return {name: max(8, int(edge * scale) // 8 * 8) for name, edge in zip(("width", "height"), picture, strict=True)}
-
-
 class _Local:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

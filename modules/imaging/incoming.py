@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -50,6 +51,26 @@ def read(file: bytes, what: str = "picture") -> Incoming:
     frames = metadata.frames(file)
     moving = (f"The {what} has {frames} frames; the first was taken.",) if frames > 1 else ()
     return Incoming(image=image, notices=moving)
+
+
+def flat(layers: Sequence[Image.Image], size: tuple[int, int]) -> Image.Image | None:
+    """Layers laid over each other at this size, RGBA, the first lowest; None when nothing is drawn on any."""
+    out = Image.new("RGBA", size)
+    for layer in layers:
+        if layer.mode == "RGBA":                            # one without transparency is no drawing
+            out.alpha_composite(layer if layer.size == size else layer.resize(size, Image.Resampling.BILINEAR))
+    return out if out.getchannel("A").getbbox() else None
+
+
+def over(found: Incoming, strokes: Image.Image) -> Incoming:
+    """The picture with the strokes on it."""
+    painted = Image.alpha_composite(found.image.convert("RGBA"), strokes)
+    return Incoming(image=painted.convert("RGB") if found.image.mode == "RGB" else painted, notices=found.notices)
+
+
+def drawn_on(strokes: Image.Image) -> Incoming:
+    """White where anything is drawn, black elsewhere."""
+    return Incoming(image=strokes.getchannel("A").point(lambda level: 255 if level else 0).convert("RGB"))
 
 
 def _lower(sentence: str) -> str:

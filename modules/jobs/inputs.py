@@ -1,6 +1,7 @@
 """The pictures that came in, by the SHA-256 of their pixels: written whole or not at all, never changed, kept for replays."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,12 +38,26 @@ class Inputs:
 
         what: how an error calls it. Raises ImageMetaError for a file that cannot be used, SaveError when there is no room.
         """
-        found = incoming.read(file, what)
+        return self._keep(incoming.read(file, what))
+
+    def _keep(self, found: incoming.Incoming) -> Kept:
         sha256 = found.sha256
         path = self._path(sha256)
         if not path.is_file():
             write_atomically(path, found.png())
         return Kept(sha256=sha256, width=found.image.width, height=found.image.height, notices=found.notices)
+
+    def keep_drawn(self, file: bytes, layers: Sequence[bytes], *, mask: bool, colours: bool) -> tuple[Kept, Kept | None]:
+        """A picture and what was drawn over it, as layers that are transparent elsewhere, bottom first.
+
+        mask: what was drawn on becomes the mask, None when that is nothing. colours: the strokes become part of the picture.
+        """
+        found = incoming.read(file)
+        strokes = incoming.flat([incoming.read(layer, "drawing").image for layer in layers], found.image.size)
+        if strokes is None:
+            return self._keep(found), None
+        painted = incoming.over(found, strokes) if colours else found
+        return self._keep(painted), self._keep(incoming.drawn_on(strokes)) if mask else None
 
     def file(self, sha256: str, what: str = "picture") -> Path:
         """Where it lies, a PNG. Raises NotFoundError when it is not here."""

@@ -54,3 +54,9 @@ INIT: tuple[Parameter, ...] = (
     _row("inpainting_mask_weight", "Conditional mask weight", "float", "mask", "How much of the masked part inpainting models do not see.",
          infotext="Conditional mask weight", minimum=0, maximum=1, shown=(0, 1), step=0.01, setting="inpainting_mask_weight", api_name=""),
 )
+
+
+def size_like(picture: tuple[int, int], most: int) -> dict[str, int]:
+    """Width and height in the shape of a picture, no more pixels than `most`, each a multiple of 8."""
+    scale = min(1.0, (most / (picture[0] * picture[1])) ** 0.5)
+    return {name: max(8, int(edge * scale) // 8 * 8) for name, edge in zip(("width", "height"), picture, strict=True)}

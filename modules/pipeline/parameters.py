@@ -13,6 +13,7 @@ from typing import Any
 
 from modules.core.errors import PromptError, RequestError
 from modules.pipeline.init_parameters import INIT as INIT
+from modules.pipeline.init_parameters import size_like as size_like
 from modules.pipeline.parameter import Kind, Parameter
 from modules.pipeline.request import InitImage, Request
 from modules.sampling.levels import levels_of

@@ -6,6 +6,7 @@ import time
 
 import httpx
 import pytest
+from PIL import Image
 
 from modules.imaging import metadata
 from tests import tiny
@@ -276,3 +277,29 @@ def test_the_page_fits_its_window(easel, chromium, width, scheme):
         page.tab.wait_for_timeout(300)
         assert page.tab.evaluate("() => document.documentElement.scrollWidth") <= width
     context.close()
+
+
+def test_what_is_drawn_over_a_picture_is_painted_anew_and_nothing_else(page, tmp_path):
+    tab, source = page.tab, Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    source.save(tmp_path / "source.png")
+    tab.get_by_role("tab", name="img2img").first.click()
+    tab.locator("#img2img_image input[type=file]").set_input_files(tmp_path / "source.png")
+    tab.locator("#img2img_source_note").filter(has_text="96 × 64").wait_for()
+    assert page.text("img2img_width") == "96"
+    tab.locator("#img2img_steps input[type=number]").fill("2")
+    tab.get_by_role("tab", name="Draw on it").click()
+    canvas = tab.locator("#img2img_canvas canvas")
+    canvas.wait_for()
+    frame = canvas.bounding_box()
+    tab.mouse.move(frame["x"] + 0.9 * frame["width"], frame["y"] + 5)
+    tab.mouse.down()
+    tab.mouse.move(frame["x"] + 0.9 * frame["width"], frame["y"] + frame["height"] - 5, steps=4)
+    tab.mouse.up()
+    tab.wait_for_timeout(500)
+    page.submitted(lambda: tab.click("#img2img_generate"))
+    tab.wait_for_selector("#img2img_gallery img")
+    made = metadata.pixels(httpx.get(tab.locator("#img2img_gallery img").first.get_attribute("src")).content)
+    same = [made.getpixel((x, 32)) == source.getpixel((x, 32)) for x in range(96)]
+    assert all(same[:60]) and not any(same[84:90])
+    assert "Mask blur: 4" in page.text("img2img_infotext")
+    assert not page.complaints, page.complaints

@@ -1,4 +1,4 @@
-"""The page's own script and icon, by name from a fixed list."""
+"""The page's own scripts and icon, by name from a fixed list."""
 from pathlib import Path
 from types import MappingProxyType
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 
 FOLDER = Path(__file__).resolve().parent.parent / "static"
-FILES = MappingProxyType({"easel.js": "text/javascript", "favicon.svg": "image/svg+xml"})
+FILES = MappingProxyType({"easel.js": "text/javascript", "drawing.js": "text/javascript", "favicon.svg": "image/svg+xml"})
 
 
 def routes() -> APIRouter:

@@ -39,6 +39,7 @@ class Stage:
     note: gr.Markdown
     replay: gr.Button
     inspect: gr.Button
+    redraw: gr.Button
 
     @property
     def outputs(self) -> list[Any]:
@@ -89,6 +90,7 @@ class Stage:
             self.gallery: gr.update(value=[file for _, file in texts], selected_index=0 if texts else None, visible=True),
             self.infotext: texts[0][0] if texts else "", self.chosen: 0,
             self.replay: gr.update(interactive=bool(texts)), self.inspect: gr.update(interactive=bool(texts)),
+            self.redraw: gr.update(interactive=bool(texts)),
             self.note: said.notes([*ending(job, len(texts)), *gone, *saved(job)]),
         }
 

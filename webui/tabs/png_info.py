@@ -28,6 +28,7 @@ class PngInfo:
     facts: gr.Markdown
     note: gr.Markdown
     send: gr.Button
+    redraw: gr.Button
     replay: gr.Button
     found: gr.State
 
@@ -46,14 +47,16 @@ def build() -> PngInfo:
                               buttons=["copy"], elem_classes="infotext")
             with gr.Row(elem_classes="after"):
                 send = gr.Button("Send to txt2img", elem_id="pnginfo_send_to_txt2img", interactive=False, size="sm", min_width=0)
+                redraw = gr.Button("Send to img2img", elem_id="pnginfo_send_to_img2img", interactive=False, size="sm", min_width=0)
                 replay = gr.Button("Replay", elem_id="pnginfo_replay", interactive=False, size="sm", min_width=0)
             facts = html("", "pnginfo_facts")
-    return PngInfo(file=file, picture=picture, text=text, facts=facts, note=note, send=send, replay=replay, found=gr.State({}))
+    return PngInfo(file=file, picture=picture, text=text, facts=facts, note=note, send=send, redraw=redraw, replay=replay,
+                   found=gr.State({}))
 
 
 def wire(engine: Engine, form: Form, parts: PngInfo, stage: watch.Stage, tabs: gr.Tabs) -> None:
     """Reading a dropped picture, sending it on, replaying it; and looking at a picture that txt2img has just drawn."""
-    shown = [parts.picture, parts.text, parts.facts, parts.note, parts.send, parts.replay, parts.found]
+    shown = [parts.picture, parts.text, parts.facts, parts.note, parts.send, parts.redraw, parts.replay, parts.found]
 
     def read(path: str | None) -> dict[Any, Any]:
         return _read(engine, parts, path)
@@ -79,8 +82,9 @@ def wire(engine: Engine, form: Form, parts: PngInfo, stage: watch.Stage, tabs: g
 
 def _read(engine: Engine, parts: PngInfo, path: str | None) -> dict[Any, Any]:
     """The updates that show what a picture file says; None = there is no picture."""
-    empty = {parts.picture: None, parts.text: "", parts.facts: "", parts.found: {},
-             parts.send: gr.update(interactive=False), parts.replay: gr.update(interactive=False)}
+    empty: dict[Any, Any] = {
+        parts.picture: None, parts.text: "", parts.facts: "", parts.found: {},
+        **{button: gr.update(interactive=False) for button in (parts.send, parts.redraw, parts.replay)}}
     if not path:
         return {**empty, parts.note: said.note(EMPTY)}
     try:
@@ -93,6 +97,6 @@ def _read(engine: Engine, parts: PngInfo, path: str | None) -> dict[Any, Any]:
     return {
         parts.picture: path, parts.text: found.infotext,
         parts.facts: said.table([(str(name), str(value)) for name, value in rows]), parts.note: words, parts.found: dict(found.request),
-        parts.send: gr.update(interactive=bool(found.infotext)),
+        parts.send: gr.update(interactive=bool(found.infotext)), parts.redraw: gr.update(interactive=True),
         parts.replay: gr.update(interactive=bool(found.infotext) or found.record is not None),
     }
