@@ -66,14 +66,17 @@ def pixels(picture):
     return numpy.asarray(picture.image, dtype=numpy.int16)
 
 
-def alone(make, request, index, kept={}):
-    """The picture of this number by itself. Several tests ask for the same one."""
+KEPT = {}                                                   # pictures made alone, which several tests ask for
+
+
+def alone(make, request, index):
+    """The picture of this number by itself."""
     seed = request.seed if request.subseed_strength else request.seed + index
     single = dataclasses.replace(request, seed=seed, subseed=request.subseed + index, batch_size=1, n_iter=1)
     key = repr(single)
-    if key not in kept:
-        kept[key] = make(single)[0]
-    return kept[key]
+    if key not in KEPT:
+        KEPT[key] = make(single)[0]
+    return KEPT[key]
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
