@@ -39,7 +39,7 @@ class Rows:
     """Rows that go through the network in one call.
 
     x: (R, C, h, w) noisy latents, all at the level `sigma` (0-d). conditioning: R rows. call: number of the denoiser call in this pass.
-    scale: what the guidance multiplies the prompts' differences by at this call. changes: of the network, for this call alone.
+    shares: what each row counts in the guided result, all rows of a picture 1 together. changes: of the network, for this call alone.
     For each row: `which` prompt it is told, `picture` (its index in the batch), `part` (of AND; 0 for others), `weights` of that part.
     """
 
@@ -51,7 +51,7 @@ class Rows:
     part: tuple[int, ...]
     weights: tuple[float, ...]
     call: int = 0
-    scale: float = 1.0
+    shares: tuple[float, ...] = ()
     changes: tuple[Change, ...] = ()
 
 
@@ -65,6 +65,7 @@ class _Row:
     picture: int
     part: int
     weight: float
+    share: float
     conditioning: Conditioning
 
 
@@ -96,7 +97,7 @@ def cfg(rows_denoise: RowsDenoise, conditioning_at: ConditioningAt, cfg_scale: f
             kept[:] = [(rows, _groups(rows, batch_rows_limit))]
         answers: list[Tensor | None] = [None] * len(rows)
         for group in kept[0][1]:
-            for index, answer in zip(group.indices, rows_denoise(group.rows(x, sigma, call, scale)), strict=True):
+            for index, answer in zip(group.indices, rows_denoise(group.rows(x, sigma, call)), strict=True):
                 answers[index] = answer
         return _combined(rows, answers, len(x), scale, image_scale)
 
@@ -126,9 +127,10 @@ class _Group:
     members: tuple[_Row, ...]
     conditioning: Conditioning
 
-    def rows(self, x: Tensor, sigma: Tensor, call: int, scale: float) -> Rows:
+    def rows(self, x: Tensor, sigma: Tensor, call: int) -> Rows:
         pictures = tuple(row.picture for row in self.members)
-        return Rows(x=x[list(pictures)], sigma=sigma, conditioning=self.conditioning, call=call, scale=scale, picture=pictures,
+        return Rows(x=x[list(pictures)], sigma=sigma, conditioning=self.conditioning, call=call, picture=pictures,
+                    shares=tuple(row.share for row in self.members),
                     which=tuple(row.which for row in self.members), part=tuple(row.part for row in self.members),
                     weights=tuple(row.weight for row in self.members))
 
@@ -136,16 +138,20 @@ class _Group:
 def _rows_of(texts: Sequence[PictureTexts], cfg_scale: float, image_scale: float, always_uncond: bool) -> list[_Row]:
     """The rows to ask: the prompts of all pictures, then their negative prompts and what is left without a picture, where these have a
     share in the result: 1 - image_scale for the latter, image_scale - cfg_scale for the former."""
-    rows = [_Row("cond", picture, part, weight, cond) for picture, told in enumerate(texts) for part, (weight, cond) in enumerate(told[0])]
-    negatives = [_Row("uncond", picture, 0, 1.0, told[1]) for picture, told in enumerate(texts)
-                 if always_uncond or not math.isclose(cfg_scale * sum(weight for weight, _ in told[0]), image_scale, rel_tol=1e-9)]
-    blanks = [_Row("blank", picture, 0, 1.0, told[2]) for picture, told in enumerate(texts) if len(told) == 3 and image_scale != 1]
+    rows = [_Row("cond", picture, part, weight, weight * cfg_scale, cond) for picture, told in enumerate(texts)
+            for part, (weight, cond) in enumerate(told[0])]
+    prompts = [cfg_scale * sum(weight for weight, _ in told[0]) for told in texts]
+    negatives = [_Row("uncond", picture, 0, 1.0, image_scale - prompts[picture], told[1]) for picture, told in enumerate(texts)
+                 if always_uncond or not math.isclose(prompts[picture], image_scale, rel_tol=1e-9)]
+    blanks = [_Row("blank", picture, 0, 1.0, 1 - image_scale, told[2]) for picture, told in enumerate(texts)
+              if len(told) == 3 and image_scale != 1]
     return rows + negatives + blanks
 
 
 def _same(before: list[_Row], now: list[_Row]) -> bool:
     return len(before) == len(now) and all(
-        a.conditioning is b.conditioning and (a.which, a.picture, a.part, a.weight) == (b.which, b.picture, b.part, b.weight)
+        a.conditioning is b.conditioning
+        and (a.which, a.picture, a.part, a.weight, a.share) == (b.which, b.picture, b.part, b.weight, b.share)
         for a, b in zip(before, now, strict=True))
 
 

@@ -99,7 +99,8 @@ def chosen(rows: Rows, indices: Sequence[int]) -> Rows:
         return tuple(values[index] for index in indices)
     told: Conditioning = cat([rows.conditioning[slice(index, index + 1)] for index in indices])
     return dataclasses.replace(rows, x=rows.x[list(indices)], conditioning=told, which=some(rows.which), picture=some(rows.picture),
-                               part=some(rows.part), weights=some(rows.weights))
+                               part=some(rows.part), weights=some(rows.weights),
+                               shares=some(rows.shares))
 
 
 def changed(rows_denoise: RowsDenoise, change: Change) -> RowsDenoise:
@@ -114,13 +115,14 @@ def led_away(rows_denoise: RowsDenoise, change: Change, strength: float, since: 
     """
     def steered(rows: Rows) -> Tensor:
         answers = rows_denoise(rows)
-        prompts = [index for index, which in enumerate(rows.which) if which == "cond"]
-        if not prompts or not until <= float(rows.sigma) <= since or rows.scale == 0:
+        prompts = [index for index, which in enumerate(rows.which) if which == "cond" and rows.shares[index]]
+        if not prompts or not until <= float(rows.sigma) <= since:
             return answers
         asked = chosen(rows, prompts)
         worse = rows_denoise(dataclasses.replace(asked, changes=(*asked.changes, change)))
         answers = answers.clone()
-        answers[prompts] += (answers[prompts] - worse) * (strength / rows.scale)
+        weights = answers.new_tensor([strength * rows.weights[index] / rows.shares[index] for index in prompts])
+        answers[prompts] += (answers[prompts] - worse) * weights[:, None, None, None]
         return answers
     return steered
 
@@ -129,25 +131,34 @@ def self_attentive(rows_denoise: RowsDenoise, strength: float = 0.75, threshold:
     """Self-attention guidance: away from a guess that is blurred where the model looks most. Hong et al. 2022, arXiv:2210.00939.
 
     threshold: cells that are looked at more than this many times the mean are blurred; blur: standard deviation in latent cells.
-    One more network call for one row of each picture, the one without the prompt where that is asked.
+    One more network call for one row of each picture, the one without the prompt where that is asked; not for AND at scale 1.
     """
     def steered(rows: Rows) -> Tensor:
         maps: list[Tensor] = []
         answers = rows_denoise(dataclasses.replace(rows, changes=(*rows.changes, partial(_watched, maps))))
         if not maps:                                        # a network without a transformer in its middle
             return answers
-        plain = [index for index, which in enumerate(rows.which) if which == "uncond"]
-        first = {rows.picture[index]: index for index in reversed(range(len(rows.which)))}
-        own = {**first, **{rows.picture[index]: index for index in plain}}
-        indices = list(own.values())
+        indices = [index for index in range(len(rows.which)) if _speaks(rows, index)]
+        if not indices:
+            return answers
         guess = answers[indices]
         mask = F.interpolate((maps[-1][indices] > threshold).to(guess)[:, None], size=guess.shape[-2:])
         blurred = blurry(guess, blur) * mask + guess * (1 - mask)
         asked = chosen(rows, indices)
         worse = rows_denoise(dataclasses.replace(asked, x=blurred + (asked.x - guess)))
-        shift = dict(zip(own, (blurred - worse) * strength, strict=True))
-        return answers + torch.stack([shift[picture] for picture in rows.picture])
+        shares = answers.new_tensor([rows.shares[index] for index in indices])
+        answers = answers.clone()
+        answers[indices] += (blurred - worse) * (strength / shares)[:, None, None, None]
+        return answers
     return steered
+
+
+def _speaks(rows: Rows, index: int) -> bool:
+    """Whether this row is the one of its picture by which the result is moved: the one without the prompt, where it counts, else a prompt
+    that is all there is. Texts of different length come in different calls, so a row must know this of itself."""
+    if rows.which[index] == "uncond":
+        return abs(rows.shares[index]) > 1e-6
+    return rows.which[index] == "cond" and math.isclose(rows.shares[index], 1.0, rel_tol=1e-6)
 
 
 def _watched(maps: list[Tensor], unet: torch.nn.Module, size: torch.Size) -> contextlib.AbstractContextManager[None]:

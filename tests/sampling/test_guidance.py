@@ -158,6 +158,16 @@ def test_an_edit_whose_scales_are_equal_leaves_out_the_text_that_has_no_share():
     assert torch.allclose(denoised.value, x + 1 + 1.5 * (6 - 1)) and asked[0].which == ("cond", "blank")
 
 
+@pytest.mark.parametrize("scale, image_scale, told", [
+    (7.5, None, ([(1.0, text(6))], text(3))), (7.5, 1.5, ([(1.0, text(6))], text(3), text(1))), (4.0, None, ([(1.0, text(6)), (-0.5, text(2))], text(3))),
+    (1.0, None, ([(1.0, text(6))], text(3)))])
+def test_the_shares_of_a_pictures_rows_are_1_together_and_say_what_each_counts(scale, image_scale, told):
+    denoised, asked, x = guided([told], scale, image_cfg_scale=image_scale)
+    values = [float(asked[0].conditioning.cross[row].mean()) for row in range(len(asked[0].shares))]
+    assert sum(asked[0].shares) == pytest.approx(1)
+    assert torch.allclose(denoised.value, x + sum(share * value for share, value in zip(asked[0].shares, values, strict=True)))
+
+
 def test_a_second_scale_means_nothing_where_there_is_no_third_text():
     with_scale, asked, _ = guided([([(1.0, text(6))], text(3))], 7.5, image_cfg_scale=1.5)
     assert torch.equal(with_scale.value, guided([([(1.0, text(6))], text(3))], 7.5)[0].value) and len(asked[0].which) == 2

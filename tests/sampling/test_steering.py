@@ -211,6 +211,17 @@ def test_self_attention_guidance_is_guided_plus_strength_times_blurred_less_what
     assert torch.allclose(nothing, ask(network).value, atol=1e-3)     # what is not blurred comes back as it was
 
 
+@pytest.mark.parametrize("wrap", [lambda inner: steering.self_attentive(inner, 0.75, threshold=-1.0),
+                                  lambda inner: steering.led_away(inner, changes.without_looking, 3.0)], ids=["SAG", "PAG"])
+def test_rows_asked_together_or_apart_are_steered_alike(network, wrap):
+    """Prompts of another length than the negative one go in a call of their own."""
+    parts = [(1.0, told(1)), (0.5, told(2))]
+    texts = [(parts, told(9))] * 2
+    with torch.no_grad():
+        together, apart = (cfg(wrap(network), lambda call: texts, SCALE, batch_rows_limit=limit)(NOISY, SIGMA).value for limit in (None, 1))
+    assert torch.allclose(together, apart, atol=2e-3) and not torch.allclose(together, ask(network, parts=parts).value, atol=1e-1)
+
+
 def test_a_blur_keeps_what_is_flat_and_the_sum_of_a_point():
     point = torch.zeros(1, 1, 17, 17)
     point[..., 8, 8] = 1
@@ -225,7 +236,7 @@ def test_a_change_is_gone_after_a_call_that_failed_and_changes_may_be_nested(une
         raise RuntimeError("no such change")
 
     rows = Rows(x=NOISY, sigma=SIGMA, conditioning=Conditioning(cross=draw(12, 2, 77, 64)), which=("cond",) * 2, picture=(0, 1), part=(0, 0),
-                weights=(1.0, 1.0), changes=(changes.merged_tokens(0.5), changes.tiled_attention(4), failing))
+                weights=(1.0, 1.0), shares=(1.0, 1.0), changes=(changes.merged_tokens(0.5), changes.tiled_attention(4), failing))
     with pytest.raises(RuntimeError):
         network_rows(unet, Prediction("eps", scaled_linear_alphas()))(rows)
     assert clean(unet)
