@@ -13,6 +13,6 @@
                        modules/networks/    modules/core/
 
 A room imports from the floors below it and from itself; two rooms of one floor do not meet. tests/test_house.py keeps this true.
-Extensions are no room: they lie in extensions/ (the user's) and extensions-builtin/, and come in by modules/pipeline/extension.py.
+Extensions are no room: they lie in extensions/ (the user's) and modules/extensions-builtin/, and come in by modules/pipeline/extension.py.
 To follow one picture through the house, begin with modules/pipeline/generate.py.
 """

@@ -1,7 +1,8 @@
 """Find extensions, put them in order, import each, and say of the rest why they are not there. Nothing outside this file imports one.
 
 An extension is a folder with extension.py, in which one subclass of pipeline.extension.Extension stands. The user's lie in extensions/,
-those that come with Easel in extensions-builtin/, whose name no import can reach. Each is imported as a module of its own, once a start.
+those that come with Easel in modules/extensions-builtin/, whose name no import can reach. Each is imported as a module of its own, once
+a start.
 """
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class Lamp(Extension):
 
 @pytest.fixture
 def root(tmp_path):
-    for folder in ("extensions", "extensions-builtin"):
-        (tmp_path / folder).mkdir()
+    for folder in ("extensions", "modules/extensions-builtin"):
+        (tmp_path / folder).mkdir(parents=True)
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def names(entries):
 
 
 def test_builtin_ones_come_first_then_the_users_by_name(root):
-    for folder, kind in (("b", "extensions"), ("a", "extensions"), ("z", "extensions-builtin")):
+    for folder, kind in (("b", "extensions"), ("a", "extensions"), ("z", "modules/extensions-builtin")):
         good(root, folder, kind=kind)
     (root / "extensions" / "no-extension").mkdir()
     assert names(found(root)) == ["z", "a", "b"] and [entry.builtin for entry in found(root)] == [True, False, False]
@@ -94,7 +94,7 @@ def test_of_two_with_one_name_the_second_is_left_out(root):
     ({}, "none", ["own", "user"]), ({"disabled_extensions": ["user"]}, "none", ["own"]), ({"disable_all_extensions": "extra"}, "none", ["own"]),
     ({"disable_all_extensions": "all"}, "none", []), ({}, "extra", ["own"]), ({"disable_all_extensions": "extra"}, "all", [])])
 def test_what_is_disabled_is_not_even_imported(root, settings, flag, left):
-    good(root, "own", kind="extensions-builtin")
+    good(root, "own", kind="modules/extensions-builtin")
     put(root, "user", GOOD.format(name="user", after=(), key="user_light") + f"\nopen({str(root / 'was-here')!r}, 'w').close()\n")
     entries = found(root, settings, disable=flag)
     assert names(entries) == left and (root / "was-here").exists() == ("user" in left)

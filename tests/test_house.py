@@ -23,7 +23,9 @@ TORCH_FREE = (
 
 
 def sources() -> list[Path]:
-    return sorted([ROOT / "launch.py", *(ROOT / "modules").rglob("*.py"), *(ROOT / "webui").rglob("*.py")])
+    """All but extensions, which are visitors like those of users."""
+    rooms = (path for path in (ROOT / "modules").rglob("*.py") if "extensions-builtin" not in path.parts)
+    return sorted([ROOT / "launch.py", *rooms, *(ROOT / "webui").rglob("*.py")])
 
 
 def room_of(path: Path) -> str:

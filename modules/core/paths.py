@@ -79,7 +79,7 @@ class Paths:
             more_embeddings=model_folders.folders(others, "embeddings"),
             notices=tuple(notice for _, notices in found for notice in notices),
             embeddings=_absolute(embeddings_dir) if embeddings_dir else models / "embeddings",
-            extensions=base / "extensions", builtin_extensions=base / "extensions-builtin",
+            extensions=base / "extensions", builtin_extensions=base / "modules" / "extensions-builtin",
             outputs=data / "outputs", database=data / "easel.db", settings_file=data / "settings.json",
             styles_file=data / "styles.csv", hashes_file=data / "cache" / "hashes.json",
             cache=data / "cache", spool=data / "spool", inputs=data / "inputs",
