@@ -28,8 +28,7 @@ from modules.training.objectives import scale_by_std
 from modules.training.recipe import Data, Ema, Model, Objective, Recipe, Samples, TextSizes, Training, UNetSizes, VaeObjective, VaeSizes
 from modules.training.train import train
 
-STORED = Path(__file__).with_name("storybook.safetensors")
-STORED_VAE = Path(__file__).with_name("storybook-vae.safetensors")     # float16, of 128 px
+STORED = tuple(Path(__file__).with_name(name) for name in ("storybook.safetensors", "storybook-begun.safetensors"))     # of 128 px
 VERSION = 1                                                 # of what a picture's number means; latents of another are made anew
 SPOILED, STRANGE = 0.04, 0.12                               # part of the pictures with a fault; of captions with words that mean nothing
 STRANGERS = ("quantum", "sandwich", "velvet", "committee", "trending", "4k", "nostalgia", "engine", "philosophy", "marble", "dragon",
@@ -86,7 +85,7 @@ class Storybook:
 def vae_recipe(size: int, minutes: float = 0.0) -> Recipe:
     """The VAE, f8 with 4 latent channels. Groups of four channels: with groups of one or two colours are normalised away."""
     large = size > 128
-    stored = str(STORED_VAE) if STORED_VAE.is_file() and not large else ""
+    stored = str(_stored() or "") if not large else ""
     return Recipe(
         kind="vae", seed=1, data=Data(size=size, crop=128 if large else 64),
         vae=VaeSizes(channels=64, multiply=(1, 1, 2, 2), res_blocks=1) if large
@@ -130,6 +129,11 @@ def read_first(recipe: Recipe, file: Path, steps: int = 1000) -> Path:
                             size=recipe.data.size, dtype=torch.float32)
 
 
+def _stored() -> Path | None:
+    """The weights that an earlier sitting stored: the finished model, or one that is on its way."""
+    return next((file for file in STORED if file.is_file()), None)
+
+
 def _groups(size: int) -> int:
     """Of the norms of both networks: a checkpoint states one count for all of them."""
     return 16 if size > 128 else 8
@@ -147,9 +151,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so long, to go on later; 0 = to the end")
     parser.add_argument("--size", type=int, default=128, help="pixels")
     parser.add_argument("--scenes", type=int, default=0, help="how many; 0 = 6000 for the VAE, 12000 for the model")
-    parser.add_argument("--vae", type=Path, help="the VAE's file; WHERE/vae/storybook-vae.safetensors if left out")
+    parser.add_argument("--vae", type=Path, help="the VAE's file; WHERE/vae/storybook-vae.safetensors if left out, or the stored one")
     told = parser.parse_args()
-    vae = (told.vae or told.where / "vae" / "storybook-vae.safetensors").resolve()
+    made = told.where / "vae" / "storybook-vae.safetensors"
+    vae = (told.vae or (made if made.is_file() else _stored()) or made).resolve()
     read = (told.where / "text" / "storybook-text.safetensors").resolve()
     if told.part == "text":
         read.parent.mkdir(parents=True, exist_ok=True)
@@ -158,8 +163,8 @@ def main() -> None:
     if told.part == "vae":
         recipe = vae_recipe(told.size, told.minutes)
     else:
-        begun = next((file for file in (STORED, read) if file.is_file() and (file != STORED or told.size <= 128)), None)
-        recipe = model_recipe(told.size, vae, told.minutes, begun)
+        begun = _stored() if told.size <= 128 else None
+        recipe = model_recipe(told.size, vae, told.minutes, begun or (read if read.is_file() else None))
     data = Storybook(told.scenes or (6000 if told.part == "vae" else 12_000), told.size)
     print(train(recipe, folder=told.where / told.part, progress=Progress(), data=data))
 
