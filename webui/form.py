@@ -14,6 +14,7 @@ from modules.pipeline.request import InitImage, Request
 from webui.parts.extensions import Extensions
 
 # Ids as A1111 names its elements, where they are not the field's own name.
+FILES = ("checkpoints", "vaes", "refiners")                 # choices that are names of files
 IDS = MappingProxyType({"negative_prompt": "neg_prompt", "sampler": "sampling", "n_iter": "batch_count"})
 SETTINGS = MappingProxyType({
     "checkpoint": "setting_sd_model_checkpoint", "vae": "setting_sd_vae", "clip_skip": "setting_CLIP_stop_at_last_layers",
@@ -69,6 +70,8 @@ class Form:
                 given["value"] = [name for name in given["value"] if name in names]
             elif given["value"] not in names:
                 given["value"] = names[0] if names else None
+            if row.choices in FILES:                        # a title gets its hash while the page is open: Gradio would refuse the old one
+                given["allow_custom_value"] = True
             return gr.Dropdown(**{**given, "choices": names, "multiselect": many or None, **changes})
         if row.kind == "bool":
             return gr.Checkbox(**{**given, **changes})

@@ -103,6 +103,7 @@ class Server:
 
     def __init__(self, flags: Flags, paths: Paths, opened: socket.socket, guard: Guard) -> None:
         self.flags, self.paths, self._socket, self.guard = flags, paths, opened, guard
+        self._place = opened.getsockname()[:2]              # a socket that is closed already does not tell it any more
         self.engine: Any = None
         self._failure = ""
         self._code = 0
@@ -119,7 +120,7 @@ class Server:
     @property
     def address(self) -> str:
         """The address for this machine's own browser."""
-        host, port = self._socket.getsockname()[:2]
+        host, port = self._place
         name = "127.0.0.1" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
         return f"{'https' if self.flags.tls_certfile else 'http'}://{name}:{port}{self.flags.subpath}"
 
