@@ -61,9 +61,9 @@ def run(order, paths):
         os.chdir(str(paths.root))
         if any(os.path.exists(word.split("::")[0]) for word in words):
             return int(pytest.main(words))
-        timed = os.path.join("tests", "test_start.py")      # counts seconds, so nothing runs beside it
-        beside = ["tests", "--ignore", timed, "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]     # each takes one core
-        code = int(pytest.main([timed] + words))
+        timed = [os.path.join("tests", "test_start.py")]    # counts seconds, so nothing runs beside it
+        beside = ["tests", "--ignore", timed[0], "-n", str(min(os.cpu_count() or 1, 4)), "--dist", "loadfile"]     # each takes one core
+        code = int(pytest.main(timed + words))
         if code not in (0, 5):                              # 5: none of these were asked for
             return code
         others = int(pytest.main(beside + words))

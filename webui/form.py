@@ -13,8 +13,8 @@ from modules.pipeline import parameters
 from modules.pipeline.request import InitImage, Request
 from webui.parts.extensions import Extensions
 
-# Ids as A1111 names its elements, where they are not the field's own name.
 FILES = ("checkpoints", "vaes", "refiners")                 # choices that are names of files
+# Ids as A1111 names its elements, where they are not the field's own name.
 IDS = MappingProxyType({"negative_prompt": "neg_prompt", "sampler": "sampling", "n_iter": "batch_count"})
 SETTINGS = MappingProxyType({
     "checkpoint": "setting_sd_model_checkpoint", "vae": "setting_sd_vae", "clip_skip": "setting_CLIP_stop_at_last_layers",
